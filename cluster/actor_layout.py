@@ -173,6 +173,9 @@ class ActorLayout:
         reached = merged.reached and all(seat.step is Step.READY for seat in self._working)
         return merged._replace(events=events, reached=reached, outputs=tuple(sorted(said)))
 
+    def together(self, lookahead_ns: int, end_ns: int) -> None:
+        """Nobody is here."""
+
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
         """One call to each worker with mail or events before the horizon, or with something to catch up."""
         parts: dict[Seat, dict[str, tuple[Message, ...]]] = {}

@@ -40,6 +40,7 @@ from typing import Protocol
 from cluster.entity import NEVER, Message
 from cluster.inbox import ProtocolViolationError
 from cluster.layout import Layout
+from cluster.together import Together, too_late
 
 PROGRESS_S = 1.0
 
@@ -73,7 +74,7 @@ class CoordinatorResult:
 
     reached_ns: int
     round_trips: int
-    """Windows: how often everybody had to wait for everybody."""
+    """Windows: how often everybody had to wait for everybody. Without windows, how often the control plane acted."""
     calls: int
     """Calls of the layout: more than windows where one took longer than a call may."""
     events: int
@@ -124,6 +125,9 @@ class Coordinator:
 
     def run(self) -> CoordinatorResult:
         """Go to the end, or to where ``should_stop`` gives a reason."""
+        together = self._layout.together(self._lookahead_ns, self._end_ns)
+        if together is not None and self._cut is None and self._event_budget == UNBOUNDED:
+            return self._run_together(together)
         self._promise_ns = self._layout.report().earliest_output_ns
         while True:
             horizon = min(self._end_ns, self._act(self._promise_ns) + self._lookahead_ns)
@@ -136,6 +140,28 @@ class Coordinator:
             if horizon == self._end_ns and min([self._control_ns(), *(m.time_ns for m in self._mail)]) >= horizon:
                 return self.result(None)
 
+    def _run_together(self, together: Together) -> CoordinatorResult:
+        """The same where everybody is here: without windows, mail and answers go from hand to hand."""
+
+        def act(now_ns: int) -> int:
+            self._round_trips += 1
+            self._step(now_ns, together.post)
+            return self._control_ns()
+
+        acts_ns, watched = self._control_ns(), self._should_stop is not None or self._on_progress is not None
+        while True:
+            events, next_ns, acts_ns = together.go_on(acts_ns, self._received, act, until_acted=watched)
+            self._calls += 1
+            self._events += events
+            self._reached_ns = min(next_ns, self._end_ns)
+            if self._on_progress is not None:
+                self._show(self._reached_ns)
+            if self._should_stop is not None and (reason := self._should_stop()) is not None:
+                return self.result(reason)
+            if next_ns >= self._end_ns and acts_ns >= self._end_ns:
+                self._round_trips += 1
+                return self.result(None)
+
     def _control_ns(self) -> int:
         following = self._following_ns
         return min(self._received[0].time_ns, following) if self._received else following
@@ -145,28 +171,29 @@ class Coordinator:
 
         All mail is on its way, so its own is all there is.
         """
-        mail, received, control, end_ns = self._mail, self._received, self._control, self._end_ns
+        mail = self._mail
         while True:
-            now = self._following_ns
-            if received and received[0][0] < now:
-                now = received[0][0]
-            if now >= promise or now >= end_ns:
+            now = self._control_ns()
+            if now >= promise or now >= self._end_ns:
                 return min(promise, now)
-            messages = []
-            while received and received[0][0] == now:
-                messages.append(heapq.heappop(received))
-            earliest_ns = now + self._lookahead_ns
-            for message in control.step(now, tuple(messages)):
-                time_ns = message[0]
-                if time_ns < earliest_ns:
-                    raise ProtocolViolationError(
-                        f"{message.sender}: sent at {now} ns for {time_ns} ns, inside the lookahead"
-                    )
-                mail.append(message)
-                promise = min(promise, time_ns)
-            self._following_ns = control.next_event_ns()
-            if self._following_ns <= now:
-                raise ProtocolViolationError(f"control plane: did not move on from {now} ns")
+            before = len(mail)
+            self._step(now, mail.append)
+            promise = min([promise, *[message[0] for message in mail[before:]]])
+
+    def _step(self, now: int, post: Callable[[Message], None]) -> None:
+        """Let the control plane act at a time; ``post`` takes its mail."""
+        received, earliest_ns, messages = self._received, now + self._lookahead_ns, []
+        while received and received[0][0] == now:
+            messages.append(heapq.heappop(received))
+        for message in self._control.step(now, tuple(messages)):
+            if message[0] < earliest_ns:
+                raise ProtocolViolationError(
+                    f"{message.sender}: sent at {now} ns for {message.time_ns} ns, inside the lookahead"
+                )
+            post(message)
+        self._following_ns = self._control.next_event_ns()
+        if self._following_ns <= now:
+            raise ProtocolViolationError(f"control plane: did not move on from {now} ns")
 
     def _go_to(self, horizon_ns: int) -> str | None:
         mail = self._letters()
@@ -179,9 +206,7 @@ class Coordinator:
             self._promise_ns = report.earliest_output_ns
             for message in report.outputs:
                 if message[0] < self._reached_ns:
-                    raise ProtocolViolationError(
-                        f"{message.sender}: sent at {message.time_ns} ns, inside a window that began later"
-                    )
+                    raise too_late(message)
                 heapq.heappush(self._received, message)
             if self._on_progress is not None:
                 self._show(min(report.next_event_ns, horizon_ns))

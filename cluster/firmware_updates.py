@@ -6,7 +6,6 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cluster.entity import NEVER
 from cluster.scenario_firmware import FirmwareUpdatePlan, version_of
 from node.firmware_levels import known_level
 from node.product import Product
@@ -22,7 +21,8 @@ class FirmwareUpdates:
     """The timeline of orders; ``send`` takes a host, a kind and what goes with it."""
 
     send: Callable[[str, str, object], None]
-    _timeline: list[tuple[int, int, str, str, bytes]] = field(default_factory=list)
+    timeline: list[tuple[int, int, str, str, bytes]] = field(default_factory=list)
+    """What goes out, and when: a heap of (time, entry, host, kind, body)."""
     _entries: int = 0
 
     def add(self, plan: FirmwareUpdatePlan, host: str, product: Product) -> None:
@@ -31,19 +31,15 @@ class FirmwareUpdates:
         if plan.commit_after is not None:
             self._enter(plan.at + plan.commit_after, host, COMMIT, b"")
 
-    def next_event_ns(self) -> int:
-        """When the next order goes out."""
-        return self._timeline[0][0] if self._timeline else NEVER
-
     def advance(self, now_ns: int) -> None:
         """Send what is due."""
-        while self._timeline and self._timeline[0][0] <= now_ns:
-            _, _, host, kind, body = heapq.heappop(self._timeline)
+        while self.timeline and self.timeline[0][0] <= now_ns:
+            _, _, host, kind, body = heapq.heappop(self.timeline)
             self.send(host, kind, body)
 
     def _enter(self, time_ns: int, host: str, kind: str, body: bytes) -> None:
         self._entries += 1
-        heapq.heappush(self._timeline, (time_ns, self._entries, host, kind, body))
+        heapq.heappush(self.timeline, (time_ns, self._entries, host, kind, body))
 
 
 def update_image(product: Product, version: str) -> bytes:

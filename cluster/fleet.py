@@ -105,6 +105,13 @@ def _streams(scenario: Scenario) -> StreamRates:
     return StreamRates(float(scenario.fabric.link), min(cap for cap in caps if cap))
 
 
+def _key_desk(scenario: Scenario, costs: Mapping[str, float]) -> KeyDesk | None:
+    """The key service, which gives a host its chain and its chip's certificate at once."""
+    if scenario.key_service is None:
+        return None
+    return KeyDesk.of(scenario.key_service, costs["attest.fetch_chain_ns"] + costs["attest.fetch_vcek_ns"])
+
+
 def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: FirstFit) -> ControlPlane:
     fabric, moving = scenario.fabric, scenario.migration
     links = {host.name: float(fabric.link) for host in scenario.host_instances}
@@ -143,6 +150,7 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
         zero_scan_bytes_per_s=costs["migration.zero_scan_bytes_per_s"],
         recover_after_ns=moving.recover_after,
         let_go_within_ns=moving.let_go_within,
+        dirty_fault_ns=costs["migration.dirty_fault_ns"],
         handler_bytes_per_s=costs["migration.handler_bytes_per_s"],
         handler_believes_log=moving.handler_believes_log,
     )
@@ -150,7 +158,7 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
         arriving, placement, scenario.control_plane_latency, Fabric(topology, fabric.reshare_grid),
         Admission(moving.per_host, moving.per_fleet), precopy, CounterRandom(scenario.seed),
         NetworkSettings(scenario.network_latency, costs["net.bytes_per_s"]),
-        None if scenario.key_service is None else KeyDesk.of(scenario.key_service),
+        _key_desk(scenario, costs),
     )  # fmt: skip
 
 

@@ -108,10 +108,12 @@ class HostEntity:
     def __init__(
         self, order: HostOrder, tenants: TenantFactory | None = None, hypervisor: HypervisorFactory = Hypervisor
     ) -> None:
+        self.name = order.spec.name
         images = {key: firmware_image(key) for key in order.firmware}
         costs = _costs(order.spec.product.name, order.costs)
         self.host = Host(order.spec, PROGRAMS, images, costs, tenants, hypervisor)
-        self._inbox = Inbox(self.host.clock.env, self._receive)
+        self._clock = self.host.clock
+        self._inbox = Inbox(self._clock.env, self._receive)
         self._outbox: list[Message] = []
         self._sequence = 0
         self._kinds = {
@@ -135,11 +137,6 @@ class HostEntity:
         for guest in order.guests:
             self.host.launch(guest, lambda _: None, running=True)
 
-    @property
-    def name(self) -> str:
-        """The host's name."""
-        return self.host.spec.name
-
     def deliver(self, messages: tuple[Message, ...]) -> None:
         """Take messages for later."""
         self._inbox.deliver(messages)
@@ -150,18 +147,12 @@ class HostEntity:
 
     def earliest_output_ns(self) -> int:
         """The first mail that is still to be opened, or what the host promises to say first."""
-        return self._earliest_output_ns(self.next_event_ns())
-
-    def _earliest_output_ns(self, following_ns: int) -> int:
-        promise_ns, mail_ns = self.host.earliest_output_ns(following_ns), self._inbox.next_ns
-        return min(mail_ns, promise_ns)
+        return min(self._inbox.next_ns, self.host.earliest_output_ns(self.next_event_ns()))
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``."""
-        inbox = self._inbox
-        done = inbox.advance(horizon_ns, event_budget)
+        done, following, mail_ns = self._inbox.advance(horizon_ns, event_budget)
         self.events += done
-        following, mail_ns = inbox.ahead()
         promise_ns = self.host.earliest_output_ns(following)
         outputs: tuple[Message, ...] = ()
         if self._outbox:
@@ -210,12 +201,13 @@ class HostEntity:
         }
 
     def _receive(self, message: Message) -> None:
-        told = self._kinds.get(message.kind)
+        kind = message[4]
+        told = self._kinds.get(kind)
         if told is not None:
             told(message)
         else:
-            self._migrations.receive(message.kind, message.payload)
-            self.host.clock.settle()
+            self._migrations.receive(kind, message[5])
+            self._clock.settle()
 
     def _ask_launch_owner(self, vm: str, shown: bytes) -> bytes | None:
         if self._owners is None:
@@ -260,5 +252,4 @@ class HostEntity:
 
     def _send(self, kind: str, fields: tuple[object, ...]) -> None:
         self._sequence += 1
-        now_ns = self.host.clock.now_ns
-        self._outbox.append(_new(Message, (now_ns, self.host.spec.name, self._sequence, "control", kind, fields)))
+        self._outbox.append(_new(Message, (self._clock.now_ns, self.name, self._sequence, "control", kind, fields)))

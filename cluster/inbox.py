@@ -39,12 +39,6 @@ class Inbox:
         event_ns = int(queue[0][0]) if queue else NEVER
         return waiting[0].time_ns if waiting and waiting[0].time_ns < event_ns else event_ns
 
-    def ahead(self) -> tuple[int, int]:
-        """``next_event_ns`` and ``next_ns``."""
-        queue, waiting = self._env._queue, self._waiting  # noqa: SLF001 - as above
-        mail_ns = waiting[0][0] if waiting else NEVER
-        return (min(mail_ns, int(queue[0][0])) if queue else mail_ns), mail_ns
-
     def deliver(self, messages: tuple[Message, ...]) -> None:
         """Take messages for later. Raises ProtocolViolationError for one from the past."""
         now = self._env._now  # noqa: SLF001 - as above
@@ -53,8 +47,11 @@ class Inbox:
                 raise ProtocolViolationError(f"{message.receiver}: got a message for {message.time_ns} ns at {now} ns")
             heappush(self._waiting, message)
 
-    def advance(self, horizon_ns: int, event_budget: int) -> int:
-        """Do what comes before ``horizon_ns``, letters of one nanosecond as one event; how many were done."""
+    def advance(self, horizon_ns: int, event_budget: int) -> tuple[int, int, int]:
+        """Do what comes before ``horizon_ns``, letters of one nanosecond as one event.
+
+        How many were done, then ``next_event_ns`` and ``next_ns`` as they are after that.
+        """
         env, waiting, receive = self._env, self._waiting, self._receive
         queue = env._queue  # noqa: SLF001 - as above
         done = 0
@@ -78,4 +75,5 @@ class Inbox:
             else:
                 break
             done += 1
-        return done
+        mail_ns = waiting[0][0] if waiting else NEVER
+        return done, (min(mail_ns, int(queue[0][0])) if queue else mail_ns), mail_ns

@@ -12,6 +12,7 @@ from cluster.layout import Rows, merged_rows
 from cluster.machine import cores
 from cluster.progress import ShouldStop
 from cluster.shard import EntityFactory, Shard, ShardReport
+from cluster.together import Together
 from cluster.worker_advice import WorkerAdvice
 
 
@@ -26,6 +27,7 @@ class InlineLayout:
         self._advice: WorkerAdvice | None = None
         self._shard: Shard | None = None
         self._report: ShardReport | None = None
+        self._together: Together | None = None
 
     def expect(self, vms: int) -> None:
         """VMs need no processes here."""
@@ -45,6 +47,13 @@ class InlineLayout:
         """As after the last call."""
         assert self._report is not None
         return self._report
+
+    def together(self, lookahead_ns: int, end_ns: int) -> Together | None:
+        """All entities, unless somebody watches the calls of this layout."""
+        if self._shard is None or type(self).advance is not InlineLayout.advance:
+            return None
+        self._together = self._shard.together(lookahead_ns, end_ns)
+        return self._together
 
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
         """Advance the shard."""
@@ -75,7 +84,11 @@ class InlineLayout:
     @property
     def advice(self) -> str:
         """Whether workers would pay."""
-        return "" if self._advice is None else self._advice.text
+        if self._advice is None:
+            return ""
+        if self._together is not None:
+            self._advice.hear(self._together.busy_s, self._together.calls)
+        return self._advice.text
 
     def facts(self) -> dict[str, object]:
         """Nothing but the advice: there are no workers."""
@@ -87,5 +100,5 @@ class InlineLayout:
 
     def _let_go(self) -> None:
         """Hosts hold one another, and their DRAM, in circles: only the collector can free them, if it may look."""
-        self._shard = self._report = None
+        self._shard = self._report = self._together = None
         collect_fleet()

@@ -94,6 +94,9 @@ class IsolatedLayout:
         """As after the last call."""
         return self._hosts.report()
 
+    def together(self, lookahead_ns: int, end_ns: int) -> None:
+        """Nobody is here."""
+
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
         """As of ``ActorLayout``: a host whose hypervisor or VM lost its process is built again, and told again."""
         return self._hosts.advance(horizon_ns, mail, event_budget)

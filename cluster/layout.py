@@ -10,6 +10,7 @@ from cluster.errors import ToolError, UserError
 from cluster.progress import ShouldStop
 from cluster.shard import EntityFactory, ShardReport
 from cluster.standing_vms import settle
+from cluster.together import Together
 
 Row = dict[str, object]
 """Of a table: msgpack-able values by column."""
@@ -59,6 +60,9 @@ class Layout(Protocol):
 
     def report(self) -> ShardReport:
         """All entities as they stood after the last call."""
+
+    def together(self, lookahead_ns: int, end_ns: int) -> Together | None:
+        """All entities, where they are in this process, for whoever has them go on; None where calls go elsewhere."""
 
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
         """Take all entities towards the horizon; raises WorkerLostError where workers are lost again and again."""

@@ -135,9 +135,10 @@ class LiveMigrations:
     def next_event_ns(self) -> int:
         """When a flow ends, shares change, a round begins, or something is said again."""
         following_ns = self.fabric.next_event_ns
-        for queue in (self._rounds, self._again, self._deadlines, self.goes_on):
-            if queue and queue[0][0] < following_ns:
-                following_ns = queue[0][0]
+        if self._rounds or self._again or self._deadlines or self.goes_on:
+            for queue in (self._rounds, self._again, self._deadlines, self.goes_on):
+                if queue and queue[0][0] < following_ns:
+                    following_ns = queue[0][0]
         return following_ns
 
     def advance(self, now_ns: int) -> None:
@@ -165,9 +166,7 @@ class LiveMigrations:
 
     def receive(self, kind: str, fields: tuple[Any, ...], now_ns: int) -> None:
         """An answer of a host: the number of the migration, and what it says."""
-        number, *rest = fields
-        one = self.all[number]
-        _ANSWERS[kind](self, one, now_ns, *rest)
+        _ANSWERS[kind](self, self.all[fields[0]], now_ns, *fields[1:])
 
     # The table's rows.
 
@@ -180,7 +179,8 @@ class LiveMigrations:
             self.record.append(one.number, step.record)
         self._enter(one, step.to, now_ns)
         for command in step.told:
-            self._tell(one, command, now_ns)
+            host, said = TOLD[command](self, one)
+            self.send(host, command, (one.number, one.order.vm, *said))
         return True
 
     def _enter(self, one: Migration, phase: Phase, now_ns: int) -> None:

@@ -61,11 +61,17 @@ class Admission:
 
     def _try(self, entry: tuple[int, str, str, str]) -> bool:
         _, _, source, destination = entry
-        for key in (source, destination, _FLEET):
-            if not self._free(key):
-                heapq.heappush(self._lines.setdefault(key, []), entry)
-                return False
-        self._total += 1
-        for host in (source, destination):
-            self._active[host] = self._active.get(host, 0) + 1
-        return True
+        active, most = self._active, self.per_host
+        at_source, at_destination = active.get(source, 0), active.get(destination, 0)
+        if most and at_source >= most:
+            key = source
+        elif most and at_destination >= most:
+            key = destination
+        elif self.per_fleet and self._total >= self.per_fleet:
+            key = _FLEET
+        else:
+            self._total += 1
+            active[source], active[destination] = at_source + 1, at_destination + 1
+            return True
+        heapq.heappush(self._lines.setdefault(key, []), entry)
+        return False

@@ -6,7 +6,6 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cluster.entity import NEVER
 from cluster.live_migration import LiveMigrations
 from cluster.migration import Migration, MigrationOrder, Outcome
 from cluster.scenario_migration import DrainPlan, MigrationPlan
@@ -42,7 +41,8 @@ class MigrationPlans:
     random: CounterRandom
     drains: list[Drain] = field(default_factory=list)
     _planned_drains: list[DrainPlan] = field(default_factory=list)
-    _timeline: list[tuple[int, int, Callable[[int], None]]] = field(default_factory=list)
+    timeline: list[tuple[int, int, Callable[[int], None]]] = field(default_factory=list)
+    """When moves are asked for and called off: a heap of (time, entry, what is done then)."""
     _entries: int = 0
 
     def add(self, plan: MigrationPlan, vms: tuple[str, ...]) -> None:
@@ -56,18 +56,14 @@ class MigrationPlans:
         self._planned_drains.append(plan)
         self._enter(plan.at, lambda now_ns: self._drain(plan.host, now_ns))
 
-    def next_event_ns(self) -> int:
-        """When the next move is asked for or called off."""
-        return self._timeline[0][0] if self._timeline else NEVER
-
     def advance(self, now_ns: int) -> None:
         """Do what is due."""
-        while self._timeline and self._timeline[0][0] <= now_ns:
-            heapq.heappop(self._timeline)[2](now_ns)
+        while self.timeline and self.timeline[0][0] <= now_ns:
+            heapq.heappop(self.timeline)[2](now_ns)
 
     def _enter(self, time_ns: int, action: Callable[[int], None]) -> None:
         self._entries += 1
-        heapq.heappush(self._timeline, (time_ns, self._entries, action))
+        heapq.heappush(self.timeline, (time_ns, self._entries, action))
 
     def _move(self, plan: MigrationPlan, vm: str, turn: int, now_ns: int) -> None:
         def over(_: Migration, ended_ns: int) -> None:

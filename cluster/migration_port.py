@@ -32,6 +32,8 @@ Send = Callable[[str, tuple[object, ...]], None]
 _HERE = (GuestState.RUNNING, GuestState.PAUSED, GuestState.STOPPED)
 _NEW = Heard()
 _COMMANDS: Mapping[str, Command] = {command.value: command for command in Command}
+_new = tuple.__new__
+"""As in ``cluster.host_entity``."""
 _KEYS = 0
 """The step before the first round."""
 
@@ -82,7 +84,7 @@ class MigrationPort:
         if command is None:
             self._between[kind](*fields)
             return
-        number, vm, *rest = fields
+        number, vm = fields[:2]
         if command is Command.GO and self._host.arrivals.is_laying(vm):
             self._send("busy", (number,))  # What comes of that will be said, and answered.
             return
@@ -96,13 +98,16 @@ class MigrationPort:
             # A newer move says that the older one is over, though nobody told so.
             (self._host.departures.cancel if command is Command.BEGIN else self._host.arrivals.abandon)(vm)
             self._keep(vm, before._replace(number=-1))
-        self._keep(vm, after)
+        if after.number < 0:
+            self._keep(vm, after)
+        else:
+            self._heard[vm], self._moves[vm] = after[2], after[:2]
         if after[:2] != before[:2]:
-            self._done[command](number, vm, *rest)
+            self._done[command](*fields)
         elif before.number == number:
             self._say_again(number, vm)
         else:
-            self._pass(report, number, command, rest)
+            self._pass(report, number, command, fields[2:])
 
     def crash(self) -> None:
         """Forget what was under way; what was written down stays."""
@@ -121,7 +126,7 @@ class MigrationPort:
         heard = self._heard.get(vm, _NEW)
         move = self._moves.get(vm)
         if move is not None:
-            return Mine(move[0], move[1], heard)
+            return _new(Mine, (*move, heard))
         guest = self._host.guests.get(vm)
         return Mine(Holding.RUNS if guest is not None and guest.state in _HERE else Holding.NOTHING, -1, heard)
 
@@ -165,7 +170,7 @@ class MigrationPort:
         self._said.pop(vm, None)
         return True
 
-    def _pass(self, report: Report, number: int, command: Command, rest: list[Any]) -> None:
+    def _pass(self, report: Report, number: int, command: Command, rest: tuple[Any, ...]) -> None:
         """Answer a command of a move that is not under way here."""
         if report is Report.RUNS:
             self._send(report, (number, self._host.now_ns))

@@ -80,6 +80,8 @@ class PrecopySettings:
     throttle_trigger: float = 0.5
     dirty_limit_bytes_per_s: float = 0.0
     """What each vCPU may write at most while it is copied, 0 for no bound."""
+    dirty_fault_ns: float = 0.0
+    """What a vCPU pays for its first store to a page after the dirty log was read."""
     handler_bytes_per_s: float = 1.0
     """What a migration handler in a guest seals on one vCPU."""
     handler_believes_log: bool = True
@@ -117,6 +119,15 @@ class PrecopySettings:
     def beside_handler(self, standing_still: float, bytes_per_s: float, vcpus: int) -> float:
         """A share of time for which a guest's vCPUs stand still, with what its handler takes besides."""
         return 1.0 - (1.0 - standing_still) * (1.0 - self.handler_share(bytes_per_s, vcpus))
+
+    def log_share(self, dirty_bytes_per_s: float, pace: float, vcpus: int) -> float:
+        """The share of a guest's time that faults for the dirty log take, where it dirties so much at some pace.
+
+        In whole hundredths, so that hosts are not told of less.
+        """
+        faults_per_s = dirty_bytes_per_s / PAGE_BYTES / max(pace, 1.0 - MOST_STALLED)
+        more = faults_per_s * self.dirty_fault_ns * 1e-9 / vcpus
+        return int(100 * more / (1.0 + more)) / 100
 
     def zeros_among(self, accounted_bytes: int) -> int:
         """Bytes of whole pages of zeros among what is only accounted."""

@@ -38,6 +38,7 @@ ADDED = {
     Mechanism.LLC: "LLC",
     Mechanism.SMT: "SMT",
     Mechanism.CORE_WAIT: "cores",
+    Mechanism.MIGRATION: "moving",
 }
 """What comes on top: by the generation, then by the neighbours; with the column's heading."""
 

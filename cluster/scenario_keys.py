@@ -21,8 +21,9 @@ class KeyServiceSettings(ScenarioPart):
     """Requests that may come at once."""
     per: Literal["fleet", "host"] = "fleet"
     """Whether the limit is for all hosts together, as behind one address, or for each."""
-    delay: Duration = 0
-    """How long an answer takes, beside the control plane's latency."""
+    delay: Duration | None = None
+    """How long an answer takes, beside the control plane's latency. Default: as long as AMD's over the internet, by the
+    cost table."""
     down_until: Duration = 0
     """Before that it refuses everybody."""
     retry: Duration = 10_000_000_000

@@ -18,17 +18,11 @@ from typing import NamedTuple
 
 from cluster.entity import Advance, Entity, Message
 from cluster.inbox import ProtocolViolationError
+from cluster.slices import CALL_S, SLICE_EVENTS, SLICE_S, Slices
 from cluster.soonest import Soonest
+from cluster.together import Together
 
 EntityFactory = Callable[[bytes], Entity]
-
-CALL_S = 0.25
-"""Wall time after which a call ends."""
-SLICE_S = 0.05
-"""Wall time that a slice should not exceed; one that does makes the next shorter."""
-SLICE_EVENTS = 32
-"""Most events of a slice. A real host's dearest events take about 5 ms (measured, a launch's pages encrypted and
-digested), so that even those that come after cheap ones end a call in time; asking an entity costs little beside 32."""
 
 
 class ShardReport(NamedTuple):
@@ -55,7 +49,7 @@ class Shard:
     ) -> None:
         self._entities: dict[str, Entity] = {name: factory(spec) for name, spec in specs}
         self._clock = clock
-        self._slice = SLICE_EVENTS
+        self._slices = Slices()
         self._next = Soonest()
         self._promises = Soonest()
         self._reached_ns = 0
@@ -75,7 +69,7 @@ class Shard:
         """Deliver mail and do every event before the horizon, as far as budget and wall time of a call reach."""
         called = self._deliver(mail, horizon_ns) if mail else []
         outputs: list[Message] = []
-        clock, following, promises = self._clock, self._next, self._promises
+        clock, following, promises, slices = self._clock, self._next, self._promises, self._slices
         done = 0
         now_s = clock()
         end_s = now_s + CALL_S
@@ -88,7 +82,7 @@ class Shard:
             # One entity after another, not slice about: what an entity needs is in the processor's caches.
             while True:
                 left = event_budget - done
-                advance = entity.advance(horizon_ns, min(left, self._slice))
+                advance = entity.advance(horizon_ns, min(left, slices.events))
                 reached_ns, first_ns, next_promise_ns, events, said = advance
                 if events == 0 or reached_ns > horizon_ns:
                     raise self._broken(name, advance, horizon_ns)
@@ -104,8 +98,8 @@ class Shard:
                 following.put(name, first_ns)
                 promises.put(name, max(first_ns, promise_ns))  # As ``_note`` does.
                 before_s, now_s = now_s, clock()
-                if now_s - before_s > SLICE_S or self._slice < SLICE_EVENTS:
-                    self._learn(now_s - before_s)
+                if now_s - before_s > SLICE_S or slices.events < SLICE_EVENTS:
+                    slices.learn(now_s - before_s)
                 if first_ns >= horizon_ns or done >= event_budget or now_s >= end_s:
                     break
         else:
@@ -116,6 +110,10 @@ class Shard:
         if reached:
             self._reached_ns = max(self._reached_ns, horizon_ns)
         return self._report(first_ns, done, reached=reached, outputs=outputs)
+
+    def together(self, lookahead_ns: int, end_ns: int) -> Together:
+        """The entities, for whoever has them go on without windows."""
+        return Together(self._entities, lookahead_ns, end_ns, self._clock)
 
     def _deliver(self, mail: Mapping[str, tuple[Message, ...]], horizon_ns: int) -> list[tuple[int, str]]:
         """Hand mail over; who has some before the horizon, and from when on."""
@@ -143,12 +141,6 @@ class Shard:
         if advance.events == 0:
             return ProtocolViolationError(f"{name}: did nothing, with an event at {self._next[name]} ns to do")
         return ProtocolViolationError(f"{name}: went to {advance.reached_ns} ns, past its horizon {horizon_ns} ns")
-
-    def _learn(self, slice_s: float) -> None:
-        if slice_s > SLICE_S:
-            self._slice = max(1, int(self._slice * SLICE_S / slice_s))
-        else:
-            self._slice = min(SLICE_EVENTS, 2 * self._slice)
 
     def _report(self, first_ns: int, events: int, *, reached: bool, outputs: list[Message]) -> ShardReport:
         if len(outputs) > 1:

@@ -43,7 +43,7 @@ _STEPS = 16
 _OF_BLOCKS = {
     "halt": Mechanism.OPERATIONS, "pcie": Mechanism.OPERATIONS, "cache": Mechanism.OPERATIONS,
     "rmp": Mechanism.ACCEPTANCE, "vmpl": Mechanism.SVSM, "disk": Mechanism.VMGEXIT, "psp": Mechanism.PSP,
-    "upkeep": Mechanism.BOUNCE,
+    "upkeep": Mechanism.BOUNCE, "gpu": Mechanism.BOUNCE,
 }  # fmt: skip
 """Where most of what blocks pay in proportion to rows of these names is booked."""
 

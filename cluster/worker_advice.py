@@ -41,6 +41,15 @@ class WorkerAdvice:
         self._wall_s += wall_s
         self._busy_s += sum(busy_s)
         self._longest_s += max(busy_s)
+        self._judge()
+
+    def hear(self, busy_s: float, calls: int) -> None:
+        """So many calls have taken so long here, all of them together."""
+        if not self.text:
+            self._calls, self._wall_s, self._busy_s, self._longest_s = calls, busy_s, busy_s, busy_s
+            self._judge()
+
+    def _judge(self) -> None:
         if self._calls >= ENOUGH_CALLS and self._wall_s >= ENOUGH_S:
             self.text = self._advice()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from node.disk import blocks_of
@@ -16,9 +17,10 @@ from node.event_log import ChainEnd
 from node.generation import CAPABILITIES, Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
+from node.guest_memory_map import memory_map
 from node.host_events import HostEvent
 from node.hypervisor_port import Entered, LaunchRefused
-from node.mechanism import MECHANISMS
+from node.mechanism import no_time
 from node.migration_frames import (
     DIGEST_BYTES,
     NO_SESSION,
@@ -63,6 +65,12 @@ class _Spans:
         return False
 
 
+@lru_cache(maxsize=256)
+def _spans(memory_bytes: int, vcpus: int, first: int, firmware_bytes: int) -> _Spans:
+    ram = [(one.gpa, one.gpa + one.length) for one in memory_map(memory_bytes, vcpus).ram]
+    return _Spans((*ram, (first, first - -firmware_bytes // PAGE_BYTES * PAGE_BYTES)))
+
+
 class Arrivals:
     """The VMs that somebody is moving to one host."""
 
@@ -86,7 +94,7 @@ class Arrivals:
             return
         host.check_name(spec.name)
         host.departures.chains.pop(spec.name, None)
-        guest = Guest(spec, host.now_ns, lost_ns=dict.fromkeys(MECHANISMS, 0.0), state=GuestState.ARRIVING)
+        guest = Guest(spec, host.now_ns, lost_ns=no_time(), state=GuestState.ARRIVING)
         host.guests[spec.name] = guest
         host.want_certificates(spec)
         host.tasks.promise(guest, host.now_ns)
@@ -255,9 +263,7 @@ class Arrivals:
 
     def _memory_of(self, spec: GuestSpec) -> Callable[[int, int], bool]:
         image = self._host.images[spec.firmware]
-        first = image.gpa
-        ram = [(one.gpa, one.gpa + one.length) for one in spec.memory.ram]
-        return _Spans((*ram, (first, first - -len(image.data) // PAGE_BYTES * PAGE_BYTES)))
+        return _spans(spec.memory_bytes, spec.vcpus, image.gpa, len(image.data))
 
     def _difference(self, state: VmState, back: bytes, digests: PageDigests | bytes) -> str | None:
         """Compare every page as it lies here now with the source's; what differs first, None if nothing."""
@@ -292,5 +298,5 @@ class Arrivals:
             else:
                 host.vcpus.load(vcpu)
         host.log.enter(name, ChainEnd(*books.chain))
-        host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.ARRIVED, name.encode())
+        host.chain.record_octets(host.now_ns, HostEvent.ARRIVED, name.encode())
         host.resume(name)

@@ -31,4 +31,6 @@ class CounterRandom:
 
     def uniform(self, entity: str, purpose: str, counter: int) -> float:
         """A uniform number in [0, 1) with 53 random bits."""
-        return (self.integer(entity, purpose, counter) >> 11) / (1 << 53)
+        # As from ``integer``, without the calls: fleets draw by the thousand.
+        label = f"{self.seed}\0{entity}\0{purpose}\0{counter}".encode()
+        return (int.from_bytes(hashlib.shake_128(label).digest(8), "little") >> 11) / (1 << 53)

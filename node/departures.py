@@ -72,7 +72,8 @@ class Departures:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._under_way: dict[str, _Departure] = {}
+        self.under_way: dict[str, _Departure] = {}
+        """By the names of the VMs."""
         self.chains: dict[str, ChainEnd] = {}
         """Where chains stood when they left with copies of VMs that neither went on here nor surely elsewhere."""
 
@@ -90,7 +91,7 @@ class Departures:
             host.streams.begin(name)
             host.clock.settle()
         departure = _Departure(guest, DirtyRates(guest, host.contention, host.now_ns), restate)
-        self._under_way[name] = departure
+        self.under_way[name] = departure
         guest.dirty_log = DirtyLog()
         guest.changed = lambda: self._changed(departure)
         return departure.rates.statement()
@@ -100,7 +101,7 @@ class Departures:
 
         Told is None when it says that it has, or what is wrong: that it has not, when that long has passed.
         """
-        host, departure = self._host, self._under_way[name]
+        host, departure = self._host, self.under_way[name]
         departure.let_go, departure.asked = told, True
         host.tasks.run(host.hypervisor.ask_devices(name, True), departure.guest, lambda _: None)
         if departure.guest.devices_told[0] is Told.LET_GO:
@@ -110,7 +111,7 @@ class Departures:
 
     def let_go(self, name: str) -> None:
         """A guest says that it trusts none of its devices. Does nothing for one that was not asked."""
-        departure = self._under_way.get(name)
+        departure = self.under_way.get(name)
         if departure is not None:
             self._host.clock.after(0, lambda: self._through(departure, None))
 
@@ -121,25 +122,25 @@ class Departures:
 
     def statement(self, name: str) -> tuple[Pool, ...]:
         """The pools of a VM that is leaving, as they are now."""
-        return self._under_way[name].rates.statement()
+        return self.under_way[name].rates.statement()
 
     def zero_pages(self, name: str) -> tuple[int, int]:
         """Bytes of a leaving VM's memory that are held, and how many of them are pages of zeros."""
-        return held_and_zero_bytes(self._host.board, self._under_way[name].guest.spec)
+        return held_and_zero_bytes(self._host.board, self.under_way[name].guest.spec)
 
     def seal(self, name: str, platform: bytes, told: Callable[[str | None, bytes], None]) -> None:
         """Have firmware agree on keys with the target's, whose certificates these are.
 
         Told is what was wrong, None for nothing, and what the target's firmware is to be given.
         """
-        host, departure = self._host, self._under_way[name]
+        host, departure = self._host, self.under_way[name]
         guest = departure.guest
         host.tasks.promise(guest, host.now_ns)
 
         def sealed(session: object) -> None:
             assert isinstance(session, bytes)
             departure.sealed = True
-            if self._under_way.get(name) is not departure:
+            if self.under_way.get(name) is not departure:
                 self._unseal(departure)  # It was called off meanwhile.
             host.tasks.when_due(guest, lambda: told(None, session))
 
@@ -150,14 +151,14 @@ class Departures:
 
     def copy(self, name: str, pages: int, done: Callable[[], None]) -> None:
         """Have firmware send pages, of those that a round copies."""
-        guest = self._under_way[name].guest
+        guest = self.under_way[name].guest
         by_agent = guest.spec.migration_agent
         command = SnpCommand.PAGE_SWAP_OUT if by_agent else LegacyCommand.SEND_UPDATE_DATA
         self._host.tasks.copy(guest, command, with_metadata(pages) if by_agent else pages, done)
 
     def slow(self, name: str, standing_still: float, most_bytes_per_s: float) -> None:
         """Have its vCPUs stand still for a share of their time, and write no more than so much each (0: no limit)."""
-        departure = self._under_way[name]
+        departure = self.under_way[name]
         guest = departure.guest
         if guest.state is GuestState.RUNNING:
             self._host.contention.advance(self._host.now_ns)
@@ -173,7 +174,7 @@ class Departures:
 
         Where firmware will not send it ``failed`` is told why; it stands still until it is cancelled.
         """
-        departure = self._under_way[name]
+        departure = self.under_way[name]
         departure.stopping = True
         guest = departure.guest
         guest.changed = guest.throttle = None
@@ -192,15 +193,16 @@ class Departures:
                 self._host.tasks.run(export, guest, read, refused, paid=True)
 
         def refused(refusal: LaunchRefused) -> None:
-            if self._under_way.get(name) is departure:
+            if self.under_way.get(name) is departure:
                 failed(str(refusal))
 
         def read(state: object) -> None:
-            if self._under_way.get(name) is not departure:
+            if self.under_way.get(name) is not departure:
                 return  # It was called off meanwhile and goes on.
             assert isinstance(state, VmState)
             assert guest.dirty_log is not None
-            self._host.network.settle(guest)
+            if guest.network is not None:
+                self._host.network.settle(guest)
             departure.chain = self.chains[name] = self._host.log.leave(name, self._host.now_ns)
             written = guest.dirty_log.written_since(since_ns)
             done(Stopped(state, GuestBooks.of(guest, departure.chain), written, parked_ns))
@@ -212,7 +214,7 @@ class Departures:
 
     def cancel(self, name: str) -> None:
         """The VM stays; it goes on if it was stopped. Does nothing for a VM that is not leaving."""
-        departure = self._under_way.pop(name, None)
+        departure = self.under_way.pop(name, None)
         if departure is None:
             return
         guest = departure.guest
@@ -254,7 +256,7 @@ class Departures:
 
     def forget(self, name: str) -> None:
         """The VM is lost with the host. Does nothing for one that is not leaving."""
-        departure = self._under_way.pop(name, None)
+        departure = self.under_way.pop(name, None)
         if departure is not None:
             departure.guest.dirty_log = departure.guest.changed = departure.let_go = None
             self._host.streams.end(name)
@@ -262,7 +264,7 @@ class Departures:
 
     def hand_on(self, name: str) -> None:
         """The VM runs elsewhere, and has its memory here still: what is left of it here besides is its name."""
-        host, departure = self._host, self._under_way[name]
+        host, departure = self._host, self.under_way[name]
         if departure.handed_on:
             return
         departure.handed_on = True
@@ -279,7 +281,7 @@ class Departures:
 
     def crash(self, name: str) -> None:
         """The host crashes, and a copy of the VM may run elsewhere by now: its books here count if none does."""
-        host, departure = self._host, self._under_way[name]
+        host, departure = self._host, self.under_way[name]
         if not departure.handed_on:
             departure.handed_on = True
             guest = departure.guest
@@ -293,14 +295,15 @@ class Departures:
         host, name = self._host, guest.spec.name
         guest.dirty_log = guest.changed = None
         host.interrupts.release_all(name)
-        host.network.unplug(guest)
-        host.log.chain(host.spec.name).record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())
+        if guest.spec.network or guest.spec.devices:
+            host.network.unplug(guest)
+        host.chain.record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())
         host.board.residents.leave(name)
 
     def finish(self, name: str) -> None:
         """The VM runs elsewhere: give everything it had here back."""
         self.hand_on(name)
-        guest = self._under_way.pop(name).guest
+        guest = self.under_way.pop(name).guest
         self._host.streams.end(name)
         if not self._host.unlaid_moves.depart(guest):
             self._host.tasks.run(self._host.hypervisor.depart(name), guest, lambda _: None)
@@ -308,7 +311,7 @@ class Departures:
 
     def has_books_elsewhere(self, name: str) -> bool:
         """Whether a VM's books have left, with a copy of it that may run."""
-        departure = self._under_way.get(name)
+        departure = self.under_way.get(name)
         return departure is not None and departure.chain is not None
 
     def _unseal(self, departure: _Departure) -> None:
@@ -319,10 +322,10 @@ class Departures:
 
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which no rate is stated anew and no stopped VM handed over."""
-        if not self._under_way:
+        if not self.under_way:
             return NEVER_NS
         earliest_ns = NEVER_NS
-        for departure in self._under_way.values():
+        for departure in self.under_way.values():
             if departure.stopping or departure.let_go is not None:
                 return next_event_ns
             one_ns = departure.look_at_ns
@@ -346,7 +349,7 @@ class Departures:
             return REFUSALS[guest.spec.generation]
         if guest.spec.network and CardKind.NIC not in guest.spec.devices:
             return MigrationRefusal.NETWORK_CARD
-        if guest.spec.name in self._under_way:
+        if guest.spec.name in self.under_way:
             return MigrationRefusal.UNDER_WAY
         return None if guest.state is GuestState.RUNNING else MigrationRefusal.NOT_RUNNING
 
@@ -359,7 +362,7 @@ class Departures:
     def _look(self, departure: _Departure) -> None:
         departure.look_at_ns = -1
         host = self._host
-        if departure.stopping or self._under_way.get(departure.guest.spec.name) is not departure:
+        if departure.stopping or self.under_way.get(departure.guest.spec.name) is not departure:
             return
         host.contention.advance(host.now_ns)
         if departure.rates.look(host.now_ns):

@@ -105,10 +105,8 @@ class Chain:
         self.record(now_ns, kind, len(octets))
         self._update(octets)
 
-    @property
-    def keeps(self) -> bool:
-        """Whether ``note`` may keep anything."""
-        return False
+    keeps = False
+    """Whether ``note`` may keep anything."""
 
     def note(
         self, now_ns: int, kind: HostEvent, first: int, second: int, took_ns: int, vcpu: int = NO_VCPU, about: str = ""
@@ -151,9 +149,7 @@ class _KeptChain(Chain):
         self._wish = wish
         self._records = records
 
-    @property
-    def keeps(self) -> bool:
-        return True
+    keeps = True
 
     def note(
         self, now_ns: int, kind: HostEvent, first: int, second: int, took_ns: int, vcpu: int = NO_VCPU, about: str = ""

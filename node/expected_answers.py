@@ -17,6 +17,11 @@ def expect_done(batch: Sequence[op.HypervisorOperation], answers: Answers) -> No
             raise LaunchRefused(f"{type(one).__name__}: {answer!r}")
 
 
+def is_success(answer: op.Answer) -> bool:
+    """Whether the firmware says SUCCESS to a command."""
+    return isinstance(answer, op.PspAnswer) and answer.status == Status.SUCCESS
+
+
 def expect_success(answers: Answers, command: int) -> None:
     """The firmware says SUCCESS to every command. Raises LaunchRefused."""
     for answer in answers:

@@ -21,7 +21,7 @@ from node.phase_cost import PhaseCost
 from node.program import ProgramSpec
 from node.svsm_use import SvsmUse
 from node.tenant import TenantPort
-from node.vcpu import Vcpu
+from node.vcpu import Vcpu, VcpuState
 from node.vcpu_throttle import Throttle
 from tio.device_identity import CardKind
 
@@ -158,10 +158,23 @@ class Guest:
     copies: int = 0
     """By which they were bounced."""
     disk: DiskBooks | None = None
+    """Its requests, from the first one on."""
     svsm: SvsmUse | None = None
     """Of a VM that has one."""
-    """Its requests, from the first one on."""
     devices_told: tuple[Told, int] = (Told.NOTHING, 0)
     """What it said last of its devices, and those that it trusts, a bit for each."""
     network: NetworkBooks | None = None
     """What went through its network cards, if it has some."""
+
+    def tell_parked(self) -> None:
+        """Call whoever waits for all of its vCPUs to be at rest, where they are."""
+        if self.when_parked is None:
+            return
+        for vcpu in self.vcpus:
+            if vcpu.state not in _AT_REST:
+                return
+        tell, self.when_parked = self.when_parked, None
+        tell()
+
+
+_AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.IN_RESET, VcpuState.STOPPED)

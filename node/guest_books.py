@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from node.disk_books import DiskBooks
 from node.event_log import ChainEnd
 from node.guest import Guest
-from node.mechanism import MECHANISMS, Mechanism
+from node.mechanism import Mechanism, no_time
 from node.network_books import NetworkBooks
 from node.svsm_use import SvsmUse
 from node.vcpu import Vcpu
@@ -89,7 +89,7 @@ class GuestBooks(NamedTuple):
         guest.svsm = SvsmUse(*svsm) if svsm else None
         guest.network = NetworkBooks(*network) if network else None
         guest.disk = DiskBooks(*disk) if disk else None  # type: ignore[arg-type]  # as they were packed
-        guest.lost_ns = dict.fromkeys(MECHANISMS, 0.0) | lost_ns
+        guest.lost_ns = no_time() | lost_ns
         guest.row_ns = dict(row_ns)
         for vcpu, elapsed, retired_there, phases_there in zip(
             guest.vcpus, elapsed_ns, instructions, phases, strict=True
@@ -100,7 +100,7 @@ class GuestBooks(NamedTuple):
 
 def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
     """Time of a VM by mechanism, summed over its vCPUs."""
-    times = dict.fromkeys(MECHANISMS, 0.0) | guest.lost_ns
+    times = no_time() | guest.lost_ns
     for vcpu in guest.vcpus:
         times[Mechanism.LOADED_LATENCY] += vcpu.loaded_ns
         times[Mechanism.CORE_WAIT] += vcpu.core_wait_ns
@@ -115,7 +115,7 @@ def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
 
 def _by_number(figures: dict[int, N]) -> list[tuple[int, N]]:
     """What is not zero, in the order of the numbers: sums of it are the same whatever was done first."""
-    return [(number, figure) for number, figure in sorted(figures.items()) if figure]
+    return [(number, figure) for number, figure in sorted(figures.items()) if figure] if figures else []
 
 
 def retired(vcpu: Vcpu) -> list[tuple[int, float]]:

@@ -19,7 +19,7 @@ from node.card_operator import CardOperator
 from node.card_slot import windows, with_cards
 from node.certificate_store import CertificateStore
 from node.clock import Clock
-from node.contention import Contention
+from node.contention import NEVER_NS, Contention
 from node.core_sharing import CoreSharing
 from node.counter_random import CounterRandom
 from node.departures import Departures
@@ -40,7 +40,7 @@ from node.hypervisor import Hypervisor
 from node.hypervisor_port import Answers, Batch, Entered, HypervisorFactory, HypervisorPort, LaunchRefused
 from node.hypervisor_tasks import HypervisorTasks
 from node.launch_promise import least_launch_ns
-from node.mechanism import Mechanism
+from node.mechanism import no_time
 from node.migration_loads import NO_STREAMS, MigrationLoads, StreamRates
 from node.neighbour_ledger import NeighbourLedger
 from node.platform import AS_USUAL, Platform
@@ -50,7 +50,8 @@ from node.program import ProgramFactory
 from node.record_buffer import NO_LOG, LogWish
 from node.svsm_memory import guest_reset_rips, svsm_guest
 from node.svsm_use import SvsmUse
-from node.tenant import TenantFactory, TenantSpec, local_tenants
+from node.tenant import TenantFactory, local_tenants
+from node.tenant_order import tenant_order
 from node.unlaid_moves import UnlaidMoves
 from node.vcpu import Vcpu, VcpuState
 from node.vcpu_levels import VcpuLevels
@@ -137,8 +138,8 @@ class Host:
         self.images = images
         prices = host_prices(costs, HostKind.of(product, spec.platform))
         self._cost = prices.host
-        self._chain = self.log.chain(spec.name)
-        self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self._chain)
+        self.chain = self.log.chain(spec.name)
+        self.tasks = HypervisorTasks(self.clock, self.board, self._cost, self.chain)
         self.unlaid_moves = UnlaidMoves(self.board, self.hypervisor, self.tasks, self._cost)
         self.vcpus = VcpuRunner(self.clock, self.board, self.contention, self.log, prices)
         self.board.kicked = self._kicked
@@ -177,12 +178,12 @@ class Host:
         same operations, charged to nobody.
         """
         self.check_name(spec.name)
-        guest = Guest(spec, ordered_ns=self.now_ns, lost_ns=dict.fromkeys(Mechanism, 0.0))
+        guest = Guest(spec, ordered_ns=self.now_ns, lost_ns=no_time())
         self.guests[spec.name] = guest
         if spec.network:
             self.network.expect(guest)
         self.want_certificates(spec)
-        self._chain.record_octets(self.now_ns, HostEvent.ORDERED, spec.name.encode())
+        self.chain.record_octets(self.now_ns, HostEvent.ORDERED, spec.name.encode())
         task = self.with_disk(spec, self.hypervisor.launch(spec.machine))
         if running:
             try:
@@ -227,10 +228,12 @@ class Host:
 
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which nothing will be said of any VM here, if nobody asks; NEVER_NS for a quiet host."""
-        earliest_ns = self.departures.earliest_output_ns(next_event_ns)
+        earliest_ns = NEVER_NS
+        if self.departures.under_way:
+            earliest_ns = self.departures.earliest_output_ns(next_event_ns)
         if self.arrivals.settling and self.arrivals.says_something():
             earliest_ns = min(earliest_ns, next_event_ns)
-        if self.network:
+        if self.network.guests:
             earliest_ns = min(earliest_ns, self.network.earliest_output_ns(next_event_ns))
         if self.certificates is not None:
             earliest_ns = min(earliest_ns, self.certificates.earliest_output_ns(next_event_ns))
@@ -254,7 +257,7 @@ class Host:
         self.board.residents.leave(name)
         self.network.unplug(guest)
         self.interrupts.release_all(name)
-        self._chain.record_octets(self.now_ns, HostEvent.DESTROYED, name.encode())
+        self.chain.record_octets(self.now_ns, HostEvent.DESTROYED, name.encode())
         self.tasks.run(self.hypervisor.destroy(name), guest, lambda _: None)
         self.clock.settle()
 
@@ -326,7 +329,7 @@ class Host:
 
     def note_firmware(self, text: str) -> None:
         """Record what came of an order to the security processor's operator."""
-        self._chain.record_octets(self.now_ns, HostEvent.FIRMWARE, text.encode())
+        self.chain.record_octets(self.now_ns, HostEvent.FIRMWARE, text.encode())
 
     # The two ends of a launch.
 
@@ -334,7 +337,7 @@ class Host:
         guest.state = GuestState.REFUSED
         guest.reason = str(refusal)
         guest.ended_ns = self.now_ns
-        self._chain.record_octets(self.now_ns, HostEvent.REFUSED, guest.reason.encode(), guest.spec.name)
+        self.chain.record_octets(self.now_ns, HostEvent.REFUSED, guest.reason.encode(), guest.spec.name)
 
     def _enter(self, guest: Guest, entered: object) -> None:
         """The hypervisor has entered the VM: its boot processor comes out of reset."""
@@ -344,7 +347,7 @@ class Host:
         self._note_launch(guest, entered)
         self.put_up(guest, entered, None)
         digest = bytes.fromhex(guest.launch_digest)
-        self._chain.record_octets(self.now_ns, HostEvent.ENTERED, digest, guest.spec.name)
+        self.chain.record_octets(self.now_ns, HostEvent.ENTERED, digest, guest.spec.name)
         self.vcpus.start(guest.vcpus[0])
         if starts_others_by_sipi(guest.spec.generation):
             # Firmware has started them once, and has each wait in its own registers.
@@ -375,12 +378,7 @@ class Host:
                 vcpu.levels = VcpuLevels()
                 vcpu.thread = spec.vcpus + vcpu.index
         guest.reset_rips = reset_rips
-        tenant = TenantSpec(
-            spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
-            spec.sev_features, svsm, self.images[spec.firmware].cpuid_gpa, spec.kernel,
-            self.images[spec.firmware].secrets_gpa, spec.devices, spec.migration_agent and bool(spec.devices),
-        )  # fmt: skip
-        guest.software = self._tenants(tenant)
+        guest.software = self._tenants(tenant_order(guest, self.images[spec.firmware], svsm))
         self.vcpus.prepare(guest)
         for kind, requester in zip(spec.devices, entered.cards, strict=True):
             self.interrupts.assign(requester, spec.name)
@@ -388,9 +386,9 @@ class Host:
                 self.network.wire(guest, requester)
         if spec.network:
             self.network.plug(guest)
-        self._seated = [one for one in self._seated if one.state in _SEATED]
-        self._seated.append(guest)
-        self.peak_vcpus = max(self.peak_vcpus, sum([len(one.vcpus) for one in self._seated]))
+        seated = self._seated = [one for one in self._seated if one.state in _SEATED]
+        seated.append(guest)
+        self.peak_vcpus = max(self.peak_vcpus, sum([len(one.vcpus) for one in seated]))
 
     def _kicked(self, vm: str, vcpu: int, code: int) -> None:
         guest = self.guests.get(vm)

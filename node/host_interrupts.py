@@ -34,7 +34,8 @@ class HostInterrupts:
 
     def release_all(self, vm: str) -> None:
         """Those of a VM's functions are nobody's any more."""
-        self._routes = {requester: route for requester, route in self._routes.items() if route[0] != vm}
+        if self._routes:
+            self._routes = {requester: route for requester, route in self._routes.items() if route[0] != vm}
 
     def arrived(self, interrupt: MessageInterrupt) -> None:
         """Bring one to its vCPU, after whatever is just taking effect."""

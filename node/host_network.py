@@ -42,7 +42,7 @@ class HostNetwork:
         """Cards in slots that VMs have in the place of emulated ones, by VM."""
         self._counted: dict[str, tuple[int, int]] = {}
         """What cards had counted when it was last brought into the books."""
-        self._guests: dict[str, Guest] = {}
+        self.guests: dict[str, Guest] = {}
         self._free_ns: dict[bytes, int] = {}
         """When each card's last frames have left it."""
         self._coming: list[int] = []
@@ -50,13 +50,13 @@ class HostNetwork:
 
     def expect(self, guest: Guest) -> None:
         """A VM is being launched that will have cards, and may speak as soon as it runs."""
-        self._guests[guest.spec.name] = guest
+        self.guests[guest.spec.name] = guest
 
     def plug(self, guest: Guest) -> None:
         """Give each vCPU of a VM its card."""
         name = guest.spec.name
         guest.network = NetworkBooks()
-        self._guests[name] = guest
+        self.guests[name] = guest
         for vcpu in range(1 if name in self._wired else guest.spec.vcpus):
             mac = mac_of(name, vcpu)
             if name not in self._wired:
@@ -78,7 +78,7 @@ class HostNetwork:
         wired = self._wired.pop(guest.spec.name, None)
         if wired is not None:
             wired.sent = _unplugged
-        if self._guests.pop(guest.spec.name, None) is None:
+        if self.guests.pop(guest.spec.name, None) is None:
             return
         self.settle(guest)
         for vcpu in range(guest.spec.vcpus):
@@ -108,8 +108,8 @@ class HostNetwork:
         board = self._host.board
         sent, board.sent = board.sent, []
         for vm, vcpu, frames in sent:
-            if vm in self._guests:
-                self._send(self._guests[vm], mac_of(vm, vcpu), frames)
+            if vm in self.guests:
+                self._send(self.guests[vm], mac_of(vm, vcpu), frames)
 
     def arrive(self, target: bytes, frames: tuple[bytes, ...], sent_ns: int) -> None:
         """Take frames from the way out; they were sent at ``sent_ns``."""
@@ -117,14 +117,14 @@ class HostNetwork:
 
     def __bool__(self) -> bool:
         """Whether any guest has a card."""
-        return bool(self._guests)
+        return bool(self.guests)
 
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which nothing will be sent, unless something is delivered first."""
-        if not self._guests:
+        if not self.guests:
             return NEVER_NS
         earliest_ns = self._coming[0] if self._coming else NEVER_NS
-        for guest in self._guests.values():
+        for guest in self.guests.values():
             if guest.state is GuestState.LAUNCHING:
                 return next_event_ns
             if guest.state is GuestState.RUNNING:

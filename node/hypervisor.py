@@ -19,7 +19,7 @@ from node.cpu_model import model_of, shown_leaves
 from node.cpuid_page import CpuidEntry, cpuid_page
 from node.device_access import device_access
 from node.device_moves import ask_devices, give_devices
-from node.expected_answers import expect_done, expect_gone, expect_success
+from node.expected_answers import expect_done, expect_gone, expect_success, is_success
 from node.firmware_driver import LEGACY, commit_firmware, update_firmware
 from node.firmware_image import FirmwareImage
 from node.frame_allocator import FrameAllocator, OutOfMemory, joined
@@ -533,8 +533,11 @@ class Hypervisor:
                 )
                 for page, spa in zip(pages[at : at + COMMANDS_AT_ONCE], spas[at : at + COMMANDS_AT_ONCE], strict=True)
             ])  # fmt: skip
-            expect_success((yield batch), SnpCommand.LAUNCH_UPDATE)
-            record.immutable.difference_update(spas[at : at + COMMANDS_AT_ONCE])
+            answers = yield batch
+            # Of a batch with one that was refused all others are done, and no page of theirs can be reclaimed.
+            sent = zip(spas[at : at + COMMANDS_AT_ONCE], answers, strict=True)
+            record.immutable.difference_update([spa for spa, answer in sent if is_success(answer)])
+            expect_success(answers, SnpCommand.LAUNCH_UPDATE)
         record.open_vmpls()
         yield tuple(
             op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa)

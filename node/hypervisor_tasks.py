@@ -146,16 +146,17 @@ class HypervisorTasks:
     def when_due(self, guest: Guest, say: Callable[[], None]) -> None:
         """Call ``say`` now, or when the promise for this VM allows it; the promise is kept then."""
         name = guest.spec.name
+        left_ns = self.promises[name] - self._clock.now_ns
+        if left_ns <= 0:
+            del self.promises[name]
+            say()
+            return
 
         def now() -> None:
             del self.promises[name]
             say()
 
-        left_ns = self.promises[name] - self._clock.now_ns
-        if left_ns > 0:
-            self._clock.after(left_ns, now)
-        else:
-            now()
+        self._clock.after(left_ns, now)
 
     def copy(self, guest: Guest, command: int, pages: int, done: Callable[[], None]) -> None:
         """Have the security processor send or receive so many pages of a VM; one row at a time for each VM."""

@@ -14,13 +14,10 @@ class KeptRanges:
 
     def __init__(self, end: int) -> None:
         self._end = end
+        self.first = end
+        """Where the lowest range begins; the end of memory if there is none."""
         self._starts: list[int] = []
         self._ranges: list[tuple[int, int, Touch]] = []
-
-    @property
-    def first(self) -> int:
-        """Where the lowest range begins; the end of memory if there is none."""
-        return self._starts[0] if self._starts else self._end
 
     def keep(self, spa: int, length: int, touch: Touch) -> None:
         """Add a range. Raises ValueError where it meets another."""
@@ -31,12 +28,14 @@ class KeptRanges:
             raise ValueError(f"{spa:#x}: kept by another already")
         self._starts.insert(at, spa)
         self._ranges.insert(at, (spa, spa + length, touch))
+        self.first = self._starts[0]
 
     def let_go(self, spa: int) -> None:
         """Take out the range that begins at ``spa``; where none does, nothing."""
         at = bisect_left(self._starts, spa)
         if self._starts[at : at + 1] == [spa]:
             del self._starts[at], self._ranges[at]
+            self.first = self._starts[0] if self._starts else self._end
 
     def covers(self, spa: int) -> bool:
         """Whether an address is in a range."""

@@ -52,7 +52,17 @@ class Mechanism(StrEnum):
     """What prefixes and MACs of IDE add to them."""
     SVSM = "svsm"
     """What an SVSM below does: its operations, and changing to and from its VMPL."""
+    MIGRATION = "migration"
+    """Phases that stand still while their VM moves: for auto-converge, a dirty limit, the dirty log, a handler in the
+    guest, and pages of a post-copy that have not come."""
 
 
 MECHANISMS = tuple(Mechanism)
 """All of them: to go through an enumeration itself is slow."""
+
+_NO_TIME = dict.fromkeys(MECHANISMS, 0.0)
+
+
+def no_time() -> dict[Mechanism, float]:
+    """None by any: a copy, which is made faster than from the keys."""
+    return _NO_TIME.copy()

@@ -39,6 +39,8 @@ class MigrationLoads:
         self._byte_ns = 1e9 / costs["migration.connection_bytes_per_s"]
         self._traffic = costs["migration.traffic_factor"]
         self._slots: dict[str, list[int]] = {}
+        self._known: dict[int, tuple[int, PhaseLoad]] = {}
+        """Threads of each stream and what each of them does, by the number of streams."""
 
     def begin(self, vm: str) -> None:
         """A VM's stream is under way from now on."""
@@ -56,13 +58,21 @@ class MigrationLoads:
 
     def _share(self) -> None:
         """Let all streams go at even shares of the link."""
-        for vm, slots in self._slots.items():
-            self._release(slots)
-            rate = min(self._rates.link / len(self._slots), self._rates.each or self._rates.link)
+        count = len(self._slots)
+        known = self._known.get(count)
+        if known is None:
+            rate = min(self._rates.link / count, self._rates.each or self._rates.link)
             threads = max(1, math.ceil(rate * 1e-9 * self._byte_ns))
-            owner = None if self._cores.contention.ledger is None else Owner(vm, STREAM)
-            load = PhaseLoad(self._byte_ns, 0.0, self._traffic, rate * 1e-9 / threads, owner=owner)
-            slots += [self._cores.occupy(load) for _ in range(threads)]
+            load = PhaseLoad(self._byte_ns, 0.0, self._traffic, rate * 1e-9 / threads)
+            known = self._known[count] = threads, load
+        threads, load = known
+        for vm, slots in self._slots.items():
+            if slots:
+                self._release(slots)
+            if self._cores.contention.ledger is not None:
+                load = load._replace(owner=Owner(vm, STREAM))
+            for _ in range(threads):
+                slots.append(self._cores.occupy(load))
 
     def _release(self, slots: list[int]) -> None:
         for slot in slots:

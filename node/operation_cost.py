@@ -56,7 +56,9 @@ class GuestOperationCost:
         self._update_ns = costs["rmp.update_ns"]
         self._disk_exits = costs["disk.exits_per_request"]
         self._disk_ns = {op.BlockRead: costs["disk.read_ns"], op.BlockWrite: costs["disk.write_ns"]}
-        self._disk_byte_ns = 1e9 / costs["disk.bytes_per_s"]
+        self._disk_byte_ns = {
+            op.BlockRead: 1e9 / costs["disk.bytes_per_s"], op.BlockWrite: 1e9 / costs["disk.write_bytes_per_s"],
+        }  # fmt: skip
         self._table: dict[type, Callable[..., tuple[Part, ...]]] = {
             op.PValidate: self._pvalidate,
             op.RmpAdjust: self._rmpadjust,
@@ -74,10 +76,10 @@ class GuestOperationCost:
             op.MmioStore: lambda one: self._register(one, "pcie.store_ns"),
             op.Rdmsr: self._intercepted,
             op.Wrmsr: self._intercepted,
-            op.PortIn: self._intercepted,
-            op.PortOut: self._intercepted,
-            op.PortInString: self._intercepted,
-            op.PortOutString: self._intercepted,
+            op.PortIn: self._port,
+            op.PortOut: self._port,
+            op.PortInString: self._port,
+            op.PortOutString: self._port,
             op.WriteBackCaches: self._intercepted,
             op.TimedRead: lambda _: ((Mechanism.OPERATIONS, costs["dram.latency_ns"], ""),),
             op.Clflush: lambda one: (
@@ -182,7 +184,7 @@ class GuestOperationCost:
         if one.cost not in GUEST_WORK:
             return ()
         times = min(max(0, one.times), _MOST_TIMES)
-        mechanism = Mechanism.BOOT if one.cost in BOOT_WORK else Mechanism.OPERATIONS
+        mechanism = Mechanism.BOOT if one.cost in BOOT_WORK else _OF_WORK.get(one.cost, Mechanism.OPERATIONS)
         own = (mechanism, times * self._costs[one.cost], one.cost)
         if one.cost != "disk.crypt_request_ns":
             return (own,)
@@ -213,6 +215,11 @@ class GuestOperationCost:
 
     def _intercepted(self, _: op.GuestOperation) -> tuple[Part, ...]:
         return () if self._by_ghcb else ((Mechanism.OPERATIONS, self._exit_ns, ""),)
+
+    def _port(self, _: op.GuestOperation) -> tuple[Part, ...]:
+        """Where registers are encrypted what a port takes beyond another exit, which its handler makes."""
+        port_ns = self._costs["core.port_ns"]
+        return ((Mechanism.OPERATIONS, max(0.0, port_ns - self._exit_ns) if self._by_ghcb else port_ns, ""),)
 
     def _register(self, one: op.MmioLoad | op.MmioStore, row: str) -> tuple[Part, ...]:
         if one.private or one.gpa >= DEVICES_GPA:
@@ -249,7 +256,9 @@ class GuestOperationCost:
         return sum([part_ns for _, part_ns, _ in self._block(one)], 0.0)
 
     def _block(self, one: op.BlockRead | op.BlockWrite) -> tuple[Part, ...]:
-        device_ns = self._disk_ns[type(one)] + max(0, one.blocks) * op.BLOCK_BYTES * self._disk_byte_ns
+        # The figure of a small request has its one block in it.
+        more_bytes = max(0, one.blocks - 1) * op.BLOCK_BYTES
+        device_ns = self._disk_ns[type(one)] + more_bytes * self._disk_byte_ns[type(one)]
         return (
             (Mechanism.OPERATIONS, device_ns, ""),
             (Mechanism.VMGEXIT, self._disk_exits * self._vmgexit_extra_ns, "disk.exits_per_request"),
@@ -363,6 +372,7 @@ class HostOperationCost:
 _ROWS_IN_EXIT: Mapping[type, str] = {
     op.RmpUpdate: "rmp.update_ns", op.PSmash: "rmp.psmash_ns", op.VmRun: "vmpl.switch_extra_ns",
 }  # fmt: skip
+_OF_WORK = {"gpu.seal_ns_per_kib": Mechanism.BOUNCE, "core.vc_ns": Mechanism.VMGEXIT}
 _WORK = (op.HostWork, op.Wbinvd, op.AgentCall, op.HandlerCall)
 _TO_DEVICES = [one for one, row in COMMANDS.items() if row.layout is not None and issubclass(row.layout, SpdmOrder)]
 

@@ -37,14 +37,16 @@ class RunningVcpus:
 
     def schedule(self, who: Who, area: int) -> None:
         """The host's scheduler enters a vCPU with a save area."""
-        self._off_thread(who)
+        if self._threads:
+            self._off_thread(who)
         self._scheduled.add(who)
         self.preempted.discard(who)
         self._use(who, area)
 
     def take(self, who: Who, thread: int, area: int) -> None:
         """A thread, which is free, enters a vCPU by VMRUN."""
-        self._off_thread(who)
+        if self._threads:
+            self._off_thread(who)
         self._threads[thread] = who
         self.preempted.discard(who)
         self._use(who, area)
@@ -80,7 +82,9 @@ class RunningVcpus:
         self._use(who, None)
 
     def leave(self, who: Who) -> None:
-        """A vCPU is off its core for good."""
+        """A vCPU is off its core for good; one that is already is left alone."""
+        if not (who in self._areas or who in self._scheduled or self._threads):
+            return
         self._scheduled.discard(who)
         self.preempted.discard(who)
         self._off_thread(who)

@@ -19,7 +19,7 @@ from node.device_window import DeviceSilent
 from node.guest_gpu import FENCE_AT, GpuUntrusted, GuestGpu
 from node.guest_gpu import PRIVATE_BYTES as GPU_BYTES
 from node.guest_mailbox import GuestMailbox
-from node.operations import Answer, Fault, Read, Write
+from node.operations import Answer, Fault, GuestWork, Read, Write
 from node.swiotlb import MOST_MAPPED_BYTES, BounceFault, Steps
 from tio.device_identity import device_of
 from tio.doe import parse_data_object
@@ -97,7 +97,7 @@ class SealedGpu:
             mapped = yield from self.gpu.area.map_from_device(self._at(_ROOM), size + TAG_BYTES)
             command = GpuCommand(GpuOpcode.COPY_OUT, 0, source + at, mapped, size)
             data = yield from self._run(command, (mapped, size + TAG_BYTES), fetched=True)
-            yield from self._done((Write(gpa + at, data),))
+            yield from self._done((_cipher_work(len(data)), Write(gpa + at, data)))
 
     def multiply(self, first: int, second: int, product: int, shape: tuple[int, int, int]) -> Steps[None]:
         """As ``GuestGpu.multiply``."""
@@ -178,7 +178,7 @@ class SealedGpu:
 
     def _lent(self, sealed: bytes, room: int) -> Steps[int]:
         """Sealed bytes in slots that the device reaches."""
-        yield from self._done((Write(self._at(room), sealed),))
+        yield from self._done((_cipher_work(len(sealed)), Write(self._at(room), sealed)))
         return (yield from self.gpu.area.map_to_device(self._at(room), len(sealed)))
 
     def _given_back(self, slots: list[tuple[int, int]]) -> Steps[None]:
@@ -198,10 +198,15 @@ class SealedGpu:
         return self.gpu.gpa + offset
 
     @staticmethod
-    def _done(batch: tuple[Write, ...]) -> Steps[None]:
+    def _done(batch: tuple[Write | GuestWork, ...]) -> Steps[None]:
         for answer in (yield batch):
             if isinstance(answer, Fault):
                 raise BounceFault(answer)
+
+
+def _cipher_work(length: int) -> GuestWork:
+    """Time of the core that seals or opens so much."""
+    return GuestWork("gpu.seal_ns_per_kib", -(-length // 1024))
 
 
 def _check_fence(channel: GpuChannel, fence: bytes, number: int) -> None:

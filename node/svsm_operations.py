@@ -8,6 +8,8 @@ from node.boot_phases import BOOT_WORK
 
 GUEST_WORK = BOOT_WORK | {
     "svsm.vtpm_read_ns", "svsm.vtpm_extend_ns", "disk.crypt_request_ns", "disk.crypt_block_ns",
+    "attest.verify_chain_ns", "attest.verify_report_ns", "gpu.seal_ns_per_kib",
+    "core.vc_ns",
 }  # fmt: skip
 """Rows of the cost table that a guest's code can spend."""
 

@@ -133,8 +133,11 @@ class Tenant:
         """vCPUs whose programs are made when they run their next block."""
         facts = _facts_of(spec, factory)
         self._is_known = facts is not None
-        for thread in range(count):
-            self.rebuild(thread)
+        if self._is_known:
+            self._awaited.update(range(len(spec.reset_rips)))
+        else:
+            for thread in range(count):
+                self.rebuild(thread)
         if facts is None:
             boot = self.programs[0]
             assert boot is not None
@@ -269,6 +272,8 @@ _known: dict[tuple[object, ...], tuple[tuple[object, ...], _Facts]] = {}
 A VM that comes to another host often goes on in the middle of a phase, and leaves before that ends: its programs are
 made when they run a block.
 """
+_seen: dict[int, tuple[TenantSpec, ProgramFactory, _Facts]] = {}
+"""The same by the identity of a specification, which is held here lest another gets it."""
 
 
 def _key(spec: TenantSpec, factory: ProgramFactory) -> tuple[object, ...] | None:
@@ -282,8 +287,16 @@ def _key(spec: TenantSpec, factory: ProgramFactory) -> tuple[object, ...] | None
 
 
 def _facts_of(spec: TenantSpec, factory: ProgramFactory) -> _Facts | None:
+    seen = _seen.get(id(spec))
+    if seen is not None and seen[0] is spec and seen[1] is factory:
+        return seen[2]
     found = _known.get(_key(spec, factory) or ())
-    return None if found is None else found[1]
+    if found is None:
+        return None
+    if len(_seen) >= _MOST_KNOWN:
+        _seen.clear()
+    _seen[id(spec)] = spec, factory, found[1]
+    return found[1]
 
 
 def _note_facts(spec: TenantSpec, factory: ProgramFactory, facts: _Facts) -> None:

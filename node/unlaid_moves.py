@@ -17,7 +17,7 @@ from node import operations as op
 from node.board import Board
 from node.frame_allocator import OutOfMemory, joined
 from node.guest import Guest
-from node.guest_memory_map import Range
+from node.guest_memory_map import Range, memory_map
 from node.hypervisor import SPARE_TABLES, Hypervisor
 from node.hypervisor_port import Entered, HypervisorPort, LaunchRefused
 from node.hypervisor_tasks import HypervisorTasks
@@ -42,10 +42,10 @@ class _Shape(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _shape(ranges: tuple[Range, ...]) -> _Shape | None:
+def _shape(memory_bytes: int, vcpus: int, flash_gpa: int, flash_bytes: int) -> _Shape | None:
     """None for what only a ``NestedBuild`` judges, and for what no single row holds."""
     at, pieces = 0, []
-    for part in ranges:
+    for part in (*memory_map(memory_bytes, vcpus).ram, Range(flash_gpa, flash_bytes)):
         pieces.append((part.gpa, at, part.length))
         at += part.length
     if any(offset % LARGE_PAGE_BYTES for _, offset, _ in pieces):
@@ -76,8 +76,7 @@ class UnlaidMoves:
     def _of(self, guest: Guest) -> Hypervisor | None:
         """The hypervisor, if it has nothing to do for such a VM and nobody has looked at that."""
         name = guest.spec.name
-        free = self._tasks.is_free(name) and self._unlaid.of(name) is not None
-        return self._hypervisor if free else None
+        return self._hypervisor if name in self._unlaid.vms and self._tasks.is_free(name) else None
 
     def receive(self, guest: Guest) -> bool:
         """As ``receive``: what the VM will need is taken."""
@@ -152,10 +151,11 @@ class UnlaidMoves:
 
 def _take_place(self: Hypervisor, spec: MachineSpec, unlaid: UnlaidVms) -> bool:
     vm, frames = spec.name, self.frames
-    if vm in self._vms:
-        return False
+    if vm in self._vms or spec.cpu_model or spec.launched_on:
+        return False  # Of the latter the hypervisor asks whether its processors show all that they are shown.
     record = LaunchedVm(spec.generation, self._images[spec.firmware])
-    shape = _shape((*spec.memory.ram, record.flash))
+    image = record.firmware
+    shape = _shape(spec.memory_bytes, spec.vcpus, image.gpa, image.end - image.gpa)
     if shape is None:
         return False
     start = frames.allocate_run(shape.length, LARGE_PAGE_BYTES)

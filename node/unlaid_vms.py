@@ -13,6 +13,7 @@ save area of a vCPU that runs is in use.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from node import operations as op
@@ -66,10 +67,7 @@ class _Unlaid:
 
     def backing(self, node_bytes: int) -> Backing:
         """As its nested table's."""
-        maps, layout = self.maps, layout_of(self.maps)
-        assert layout is not None
-        runs = [(maps[part][1] + start - maps[part][0], end - start, large) for part, start, end, large in layout.parts]
-        return backing_of(runs, node_bytes)
+        return _backing(self.maps, node_bytes)
 
 
 class ByVm(dict[str, V]):
@@ -111,7 +109,7 @@ class UnlaidVms:
         if (
             self._usual and board.observer is None and not board.dram.has_routes
             and board.bus.fast_registers.page is None and (board.rmp is None or board.snp_enabled)
-            and vm not in board.nested and vm not in board.disk_files
+            and not dict.__contains__(board.nested, vm) and vm not in board.disk_files
         ):  # fmt: skip
             self.vms[vm] = _Unlaid()
 
@@ -269,8 +267,8 @@ class UnlaidVms:
 
     # Operations: what they would have been answered, or else they are carried out.
 
-    def _expect_free(self, spa: int, length: int) -> None:
-        """Only where the host may write, and nobody has written anything yet."""
+    def _expect_reached(self, spa: int, length: int) -> None:
+        """Only where the host may write."""
         board = self._board
         if (spa | length) % PAGE_BYTES or spa < 0 or length <= 0:
             raise _NowError
@@ -280,19 +278,21 @@ class UnlaidVms:
                 board.rmp.check_host_write(spa, length)
         except (MachineCheck, RmpFault):
             raise _NowError from None
-        if not board.dram.cells.is_blank(spa, length):
+
+    def _expect_free(self, spa: int, length: int) -> None:
+        """Only there, and where nobody has written anything yet."""
+        self._expect_reached(spa, length)
+        if not self._board.dram.cells.is_blank(spa, length):
             raise _NowError
 
     def _keep(self, vm: str, one: _Unlaid, spa: int, length: int) -> None:
         """Leave such a range to a VM until somebody looks."""
-        self._expect_free(spa, length)
+        self._expect_reached(spa, length)
         touched = one.touched
         if touched is None:
             touched = one.touched = lambda _spa, _length: self._touched(vm, one)
-        try:
-            self._board.dram.keep(spa, length, touched)
-        except ValueError:
-            raise _NowError from None
+        if not self._board.dram.cells.keep_blank(spa, length, touched):
+            raise _NowError
         one.kept[spa] = spa + length
 
     def _let_go(self, one: _Unlaid) -> None:
@@ -425,6 +425,14 @@ class UnlaidVms:
             if at < end and spa < at + len(data):
                 return True
         return False
+
+
+@lru_cache(maxsize=4096)
+def _backing(maps: Maps, node_bytes: int) -> Backing:
+    layout = layout_of(maps)
+    assert layout is not None
+    runs = [(maps[part][1] + start - maps[part][0], end - start, large) for part, start, end, large in layout.parts]
+    return backing_of(runs, node_bytes)
 
 
 def _stores(vm: str, pages: Mapping[int, bytes], areas: Sequence[tuple[int, bytes]]) -> Batch:

@@ -26,6 +26,7 @@ from node.operations import (
     Fault,
     FaultKind,
     GuestOperation,
+    GuestWork,
     MmioLoad,
     MmioStore,
     PortIn,
@@ -201,7 +202,7 @@ def _raised(reply: GhcbReply) -> Fault:
 
 
 def _by_page(gpa: int, one: Cpuid) -> Answering:
-    (page,) = yield (UpkeepRead(gpa, CPUID_PAGE_BYTES, paid=True),)
+    page, *_ = yield (UpkeepRead(gpa, CPUID_PAGE_BYTES, paid=True), GuestWork("core.vc_ns"))
     try:
         entries = parse_cpuid_page(page) if isinstance(page, bytes) else None
     except ValueError:

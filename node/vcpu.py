@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from node.identity_cache import IdentityCache
+from node.mechanism import Mechanism
 from node.neighbour_ledger import Owner
 from node.operations import Answer, GuestOperation
 from node.program import Demand, Registers
@@ -83,6 +84,8 @@ class Vcpu:
     core_wait_ns: float = 0.0
     smt_ns: float = 0.0
     llc_ns: float = 0.0
+    slowed: bool = False
+    """Its present phase is held to a rate while its VM moves."""
     thread: int = -1
     """Number of the software that runs on it now: its own, but where an SVSM has one of its own."""
     levels: VcpuLevels | None = None
@@ -118,6 +121,16 @@ class Vcpu:
         self.core_wait_ns += core_wait_ns
         self.smt_ns += smt_ns
         self.llc_ns += llc_ns
+        if self.slowed:
+            self.slowed = False
+            self.guest.lost_ns[Mechanism.MIGRATION] += self._stood_still_ns(account)
+
+    def _stood_still_ns(self, account: PhaseAccount) -> float:
+        """What a phase took beyond its parts, what it lost to others, and what its own cap let it rest."""
+        cost, done = self.guest.phase_costs[self.index][self.registers.r14], account.instructions
+        busy_ns = done * sum([ns for _, ns in cost.parts]) + account.loaded_ns + account.smt_ns + account.llc_ns
+        wanted_ns = max(busy_ns, done / cost.load.cap_per_ns) if cost.load.cap_per_ns else busy_ns
+        return max(0.0, account.elapsed_ns - account.core_wait_ns - wanted_ns)
 
     @property
     def units_of_work(self) -> int:

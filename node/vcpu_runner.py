@@ -27,7 +27,7 @@ from node.host_events import HostEvent
 from node.host_prices import HostPrices
 from node.injected_vc import met_first, take_injected_vc
 from node.issued_batch import IssuedBatch
-from node.mechanism import MECHANISMS
+from node.mechanism import no_time
 from node.program import Ending, Registers
 from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState, names_of
@@ -117,7 +117,7 @@ class VcpuRunner:
             elif vcpu.state in (VcpuState.COMPUTING, VcpuState.SLEEPING):
                 self.halt(vcpu, VcpuState.PAUSED)
                 self._park(vcpu)
-        self._tell_parked(guest)
+        guest.tell_parked()
 
     def resume(self, guest: Guest) -> None:
         """Rebuild a paused VM's programs from its specification and go on from its save areas."""
@@ -198,7 +198,7 @@ class VcpuRunner:
                     return
                 if vcpu.pause_wanted and not (vcpu.levels and vcpu.levels.waiting):
                     self._park(vcpu)
-                    self._tell_parked(vcpu.guest)
+                    vcpu.guest.tell_parked()
                     return
                 try:
                     outcome: Outcome = software.begin(index, registers)
@@ -231,7 +231,7 @@ class VcpuRunner:
             self._power_off(guest, ExitCode.SHUTDOWN)
         elif came is Delivered.EXIT:
             self._park(vcpu)
-            self._tell_parked(guest)
+            guest.tell_parked()
         return came in (Delivered.NOTHING, Delivered.TAKEN)
 
     def _try_again(self, vcpu: Vcpu) -> None:
@@ -270,7 +270,7 @@ class VcpuRunner:
                 self.halt(vcpu, VcpuState.STOPPED)
             vcpu.state = VcpuState.STOPPED
             guest.software.drop(vcpu.index)
-            self._tell_parked(guest)
+            guest.tell_parked()
             return
         if code:
             if vcpu.state is VcpuState.BLOCK:
@@ -278,7 +278,7 @@ class VcpuRunner:
             elif vcpu.state in (VcpuState.COMPUTING, VcpuState.SLEEPING):
                 self.halt(vcpu, VcpuState.PAUSED)
                 self._park(vcpu)
-                self._tell_parked(guest)
+                guest.tell_parked()
             return
         if vcpu.state in HALFWAY:
             self._try_again(vcpu)
@@ -315,7 +315,7 @@ class VcpuRunner:
 
     def _issue(self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...]) -> None:
         guest = vcpu.guest
-        lost_ns = guest.lost_ns if (own := vcpu.thread == vcpu.index) else dict.fromkeys(MECHANISMS, 0.0)
+        lost_ns = guest.lost_ns if (own := vcpu.thread == vcpu.index) else no_time()
         spent = guest.operation_cost.price(batch, self._contention.latency_ns, lost_ns, guest.row_ns)
         if len(batch) != 1 or type(batch[0]) not in _OF_MEMORY:
             spent += self.disk.wait(self._clock.now_ns, batch, lost_ns, guest.spec.name)
@@ -381,7 +381,7 @@ class VcpuRunner:
         if board.held_in_reset and (name, index) in board.held_in_reset:
             board.held_in_reset.remove((name, index))
             vcpu.state, vcpu.held = VcpuState.IN_RESET, (batch[done:], before + answers)
-            self._tell_parked(guest)
+            guest.tell_parked()
             return
         guest.chain.record(self._clock.now_ns, _BATCH, len(batch), vcpu.registers.r13, index, spent)
         if board.terminated and name in board.terminated:
@@ -468,7 +468,7 @@ class VcpuRunner:
             begin = self._sleep
         if vcpu.pause_wanted:
             self._park(vcpu)
-            self._tell_parked(vcpu.guest)
+            vcpu.guest.tell_parked()
         else:
             begin(vcpu)
         return True
@@ -552,9 +552,10 @@ class VcpuRunner:
         vcpu.book(account)
 
     def _note_cut(self, vcpu: Vcpu, account: PhaseAccount, now_ns: int) -> None:
-        chain = self._log.chain(vcpu.guest.spec.name)
-        done, demand = round(account.instructions), vcpu.registers.r14
-        chain.note(now_ns, HostEvent.PHASE_CUT, demand, done, account.elapsed_ns, vcpu.index)
+        chain = vcpu.guest.chain
+        if chain.keeps:
+            done, demand = round(account.instructions), vcpu.registers.r14
+            chain.note(now_ns, HostEvent.PHASE_CUT, demand, done, account.elapsed_ns, vcpu.index)
 
     def _count_phase(self, vcpu: Vcpu) -> None:
         demand = vcpu.registers.r14
@@ -577,12 +578,7 @@ class VcpuRunner:
         vcpu.registers = Registers()
         for thread in vcpu.threads:
             guest.software.forget(thread)
-        self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.PAUSED, vcpu.index, vcpu=vcpu.index)
-
-    def _tell_parked(self, guest: Guest) -> None:
-        if guest.when_parked is not None and all(vcpu.state in _AT_REST for vcpu in guest.vcpus):
-            tell, guest.when_parked = guest.when_parked, None
-            tell()
+        guest.chain.record(self._clock.now_ns, HostEvent.PAUSED, vcpu.index, vcpu=vcpu.index)
 
     def _power_off(self, guest: Guest, code: int) -> None:
         self.stop(guest)
@@ -590,10 +586,7 @@ class VcpuRunner:
         guest.shutdown_code = code
         guest.ended_ns = self._clock.now_ns
         self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.STOPPED, code)
-        if guest.when_parked is not None:
-            tell, guest.when_parked = guest.when_parked, None
-            tell()
+        guest.tell_parked()
 
 
 _NOT_YET = (VcpuState.WAITING, VcpuState.STOPPED)
-_AT_REST = (VcpuState.PAUSED, VcpuState.WAITING, VcpuState.IN_RESET, VcpuState.STOPPED)

@@ -38,6 +38,7 @@ def held_load(vcpu: Vcpu, load: PhaseLoad, latency_ns: float) -> PhaseLoad:
     """The load of the phase that a vCPU is about to begin, in a VM that is slowed down."""
     throttle = vcpu.guest.throttle
     assert throttle is not None
+    vcpu.slowed = True
     demand = vcpu.guest.software.demands[vcpu.index][vcpu.registers.r14]
     written = demand.written_bytes_per_kilo_instruction / 1000.0 if demand.written_set_bytes else 0.0
     return throttle.held(load, latency_ns, written)

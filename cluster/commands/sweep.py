@@ -36,8 +36,8 @@ more seeds and values may be added. Figures, those without an asterisk on reques
   stretched* launch_ns* psp_wait_ns* psp_longest_wait_ns migration_ns* downtime_ns*
   not_migrated* not_as_asked* work slowdown encryption_share rmp_share numa_share vmgexit_share
   acceptance_share bounce_share ide_share svsm_share psp_share psp_wait_share disk_wait_share
-  loaded_latency_share llc_share smt_share core_wait_share core_ratio bandwidth_ratio
-  memory_peak_bytes
+  loaded_latency_share llc_share smt_share core_wait_share migration_share core_ratio
+  bandwidth_ratio memory_peak_bytes
 
 Exit code 1: some runs have no result; the table says why."""
 EXAMPLE = """\

@@ -27,10 +27,11 @@ class KeyDesk:
     """All hosts count as one client."""
 
     @classmethod
-    def of(cls, settings: KeyServiceSettings) -> KeyDesk:
-        """As a scenario says."""
+    def of(cls, settings: KeyServiceSettings, fetch_ns: float = 0.0) -> KeyDesk:
+        """As a scenario says, where it says nothing with answers that take ``fetch_ns``."""
         limit = RateLimit(settings.requests_per_s, settings.burst) if settings.requests_per_s else None
-        failures = Failures(settings.delay, settings.down_until)
+        delay_ns = round(fetch_ns) if settings.delay is None else settings.delay
+        failures = Failures(delay_ns, settings.down_until)
         return cls(Gate(limit, failures), settings.retry, settings.per == "fleet")
 
     def ask(self, host: str, now_ns: int) -> Reply:

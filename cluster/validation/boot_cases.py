@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from statistics import fmean
 
@@ -12,7 +13,8 @@ from cluster.validation.launch_batches import last_of, launch_batches
 from node import operations as op
 from node.asid_pool import AsidPool, AsidsExhausted
 from node.generation import Generation
-from node.operation_cost import HostOperationCost
+from node.host_kind import HostKind
+from node.operation_cost import PSC_ENTRIES, GuestOperationCost, HostOperationCost
 from node.product import PRODUCTS
 from node.psp_queue import PspQueue
 from psp.commands import SnpCommand
@@ -20,7 +22,8 @@ from psp.system_bus import PAGE_BYTES
 
 _BOOTS = 200
 _MS, _S = 1e6, 1e9
-_KIB, _MIB = 1 << 10, 1 << 20
+_KIB, _MIB, _GIB = 1 << 10, 1 << 20, 1 << 30
+_KIND = HostKind(2.45e9, rmp=True)
 OVMF_BYTES = _MIB
 """The image of BL-2, by the artifact's label."""
 
@@ -99,6 +102,14 @@ def boot_spread(case: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
 def ovmf_phases(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
     """BL-11: the rows themselves."""
     return {phase: costs[name] / _MS for phase, name in OVMF_PHASES.items()}
+
+
+def acceptance(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
+    """BL-12: a guest's page state changes, as many pages in each as fit, and its PVALIDATE of them."""
+    price = GuestOperationCost(Generation.SEV_SNP, costs, _KIND)
+    some = PSC_ENTRIES * PAGE_BYTES
+    step = op.PageStateChange(0, some, shared=False), op.PValidate(0, some, large=False)
+    return {"64 GiB": 64 * _GIB / some * price.price(step, costs["dram.latency_ns"], defaultdict(float)) / _S}
 
 
 def attestation(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:

@@ -1,15 +1,18 @@
-"""Predictions of memory latency, switches of VMPL, and what hosts' tenants do to each other's memory."""
+"""Predictions of memory latency, exits, switches of VMPL, and what hosts' tenants do to each other's memory."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 from cluster.validation.case import Case
+from node import operations as op
 from node.contention import Contention
 from node.core_sharing import CoreSharing
 from node.generation import Generation
 from node.host_kind import HostKind
 from node.mechanism import Mechanism
+from node.operation_cost import GuestOperationCost
 from node.phase_cost import PhaseCost
 from node.product import PRODUCTS
 from node.program import Demand
@@ -58,6 +61,23 @@ def enclave_switches(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]
     """MC-10: each timer tick takes a busy enclave out of its VMPL and back in."""
     lost = costs["guest.tick_per_s"] * _CROSSING_CYCLES / _KIND.hz
     return {"average overhead": 100 * lost / (1.0 - lost)}
+
+
+def exits(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
+    """EX-1: an instruction that a plain VM's host emulates, and the round trip of a handler of #VC in its place."""
+
+    def ns(generation: Generation, one: op.GuestOperation) -> int:
+        price = GuestOperationCost(generation, costs, HostKind(2.7e9))
+        return price.price((one,), costs["dram.latency_ns"], defaultdict(float))
+
+    cpuid, port = op.Cpuid(1), op.PortIn(0x60, 1)
+    handler = ns(Generation.SEV_SNP, op.VmgExit(0, instead=True))
+    by_snp = ns(Generation.SEV_SNP, cpuid) + handler
+    return {
+        "CPUID, plain VM": ns(Generation.PLAIN, cpuid),
+        "CPUID, leaf 1, SNP": by_snp, "CPUID, leaf 11, SNP": by_snp,
+        "port, SNP over plain": (ns(Generation.SEV_SNP, port) + handler) / ns(Generation.PLAIN, port),
+    }  # fmt: skip
 
 
 def store_checks(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:

@@ -15,10 +15,11 @@ Prediction = Callable[[Case, Mapping[str, float]], Mapping[str, float]]
 
 PREDICTIONS: Mapping[str, Prediction] = {
     "MC-5": memory.read_latency, "MC-10": memory.enclave_switches,
+    "EX-1": memory.exits,
     "IO-6": io.forced_bounce,
     "BL-1": boot.launch_update, "BL-2": boot.qemu_storm, "BL-3": boot.microvm_storm, "BL-5": boot.boots,
     "BL-5-p99": boot.boot_spread,
-    "BL-11": boot.ovmf_phases,
+    "BL-11": boot.ovmf_phases, "BL-12": boot.acceptance,
     "AT-1": boot.attestation, "AT-2": boot.report_storm,
     "MG-2": migration.never_ready, "MG-3": migration.downtime_parts, "MG-6": migration.idle_node,
     "MG-11": migration.fixed_parts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import mmap
 import sys
@@ -82,9 +83,14 @@ def is_state(obj: Any) -> bool:
 
 def state_of(roots: Iterable[Any], cut: Callable[[Any], bool]) -> dict[int, Any]:
     """All things with a state that make up a machine, without tables that modules hold for everybody."""
-    found = walk(roots, cut)
-    tables = {id(value) for module in list(sys.modules.values()) for value in vars(module).values()}
-    return {at: obj for at, obj in found.items() if is_state(obj) and at not in tables}
+    found, tables = walk(roots, cut), _tables(len(sys.modules))
+    return {at: obj for at, obj in found.items() if at not in tables and is_state(obj)}
+
+
+@functools.lru_cache(maxsize=1)
+def _tables(_: int) -> dict[int, Any]:
+    """What modules hold, so many of them: gathered again when another has been imported, and kept alive till then."""
+    return {id(value): value for module in list(sys.modules.values()) for value in vars(module).values()}
 
 
 def running_programs() -> list[types.GeneratorType]:
@@ -102,6 +108,16 @@ def running_programs() -> list[types.GeneratorType]:
         and obj.gi_code.co_name not in _FIXTURES
         and obj.gi_code.co_filename.startswith(_WHERE_PROGRAMS_ARE)
     ]
+
+
+def place(program: types.GeneratorType) -> tuple[tuple[types.CodeType, int], ...]:
+    """Where a generator stands, and those that it hands its answers on to."""
+    found: list[tuple[types.CodeType, int]] = []
+    part: Any = program
+    while isinstance(part, types.GeneratorType) and part.gi_frame is not None:
+        found.append((part.gi_code, part.gi_frame.f_lasti))
+        part = part.gi_yieldfrom
+    return tuple(found)
 
 
 def chain(program: types.GeneratorType) -> set[int]:

@@ -64,6 +64,18 @@ def test_a_last_copy_that_breaks_off_counts_as_far_as_it_got(kind: str) -> None:
     assert row["wire_bytes"] == pytest.approx(row["bytes"], abs=2)
 
 
+def test_a_last_copy_that_never_began_has_sent_nothing() -> None:
+    """The link breaks after the last round, and is down when the machine stands still."""
+    common = {"vms": [group("vm", **WRITER)], "fabric": SLOW, "migration": STOP, "migrations": [move(to="host-2")],
+              "duration": "5 s"}  # fmt: skip
+    whole, phases = cut(**common)
+    paused_ns, stopped_ns = phases[Phase.PAUSED], phases[Phase.STOPPED]
+    fault = {"kind": "link", "host": "host-2", "at": f"{(paused_ns + stopped_ns) // 2} ns", "lasts": "1 s"}
+    row, _ = cut(**common, faults=[fault])
+    assert (row["outcome"], row["final_bytes"]) == ("link down", 0)
+    assert row["bytes"] == row["wire_bytes"] == whole["bytes"] - whole["final_bytes"]
+
+
 def test_what_came_behind_a_machine_that_ran_ahead_is_what_the_link_brought() -> None:
     common = {"vms": [group("vm", **WRITER)], "fabric": SLOW, "migration": {"mode": "post-copy"},
               "migrations": [move(to="host-2")]}  # fmt: skip

@@ -119,6 +119,9 @@ class SplitLayout:
         ]
         self._reports = [shard.report() for shard in self._shards]
 
+    def together(self, lookahead_ns: int, end_ns: int) -> None:
+        pass
+
     def report(self) -> ShardReport:
         return merged_reports(self._reports)
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_live_migration import Carried, play
 
 from cluster import Scenario, run
 from cluster.bench.faults import small_firmware
+from cluster.inline_layout import InlineLayout
 from cluster.placement import FirstFit, HostAccount
 from cluster.results import Results
 from cluster.scenario import ScenarioError
@@ -75,6 +77,15 @@ def test_having_been_up_shows_it_no_more_than_before(image: Path) -> None:
     assert reasons(results) == [None, "CPU_FEATURES", None, "CPU_FEATURES"]
 
 
+def test_what_it_was_shown_goes_along_between_processes(image: Path) -> None:
+    moves = [{"at": f"{2 * number + 1} s", "to": to} for number, to in enumerate(("genoa", "rome", "milan", "rome"))]
+    here, carried = (
+        play(scenario(image, moves, host="milan"), layout=layout)[1] for layout in (InlineLayout(), Carried())
+    )
+    assert here == carried
+    assert [row["reason"] for row in here["migrations"]] == [None, "CPU_FEATURES", None, "CPU_FEATURES"]
+
+
 def test_one_that_is_shown_an_older_model_goes_wherever_that_is_had(image: Path) -> None:
     results = moved(image, "turin", "rome", "genoa", "naples", "milan", cpu_model="EPYC-Rome")
     assert reasons(results) == [None, None, "CPU_FEATURES", None]
@@ -106,7 +117,8 @@ def test_a_model_chooses_the_host_too(image: Path) -> None:
 
 def account(product: str, **changes: Any) -> HostAccount:
     kinds = frozenset({Generation.PLAIN, Generation.SEV, Generation.SEV_SNP})
-    return HostAccount(product, kinds, 1 << 40, 64.0, {}, has_agent=True, product=PRODUCTS[product], **changes)
+    values: dict[str, Any] = {"free_bytes": 1 << 40, "free_vcpus": 64.0, "free_asids": {}} | changes
+    return HostAccount(product, kinds, has_agent=True, product=PRODUCTS[product], **values)
 
 
 @pytest.mark.parametrize(
@@ -132,3 +144,12 @@ def test_the_line_is_named_before_features(
     kept = fit.keep("vm", target, frozenset({source}))
     assert (kept == target) == (refusal is None)
     assert fit.misfit("vm", target) is refusal
+
+
+def test_where_one_host_would_do_but_is_full_it_is_room_that_is_wanting() -> None:
+    fit = FirstFit((account("Milan"), account("Rome"), account("Genoa", free_vcpus=0.0)))
+    assert fit.place(GuestSpec("vm", Generation.PLAIN, 1, 1 << 30, ProgramSpec("idle"), 1), "Milan") == "Milan"
+    assert fit.keep("vm", None, frozenset({"Milan"})) is None
+    assert fit.misfit("vm", None) is None
+    assert fit.misfit("vm", "Genoa") is None
+    assert fit.misfit("vm", "Rome") is MigrationRefusal.CPU_FEATURES

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cluster import shard
 from cluster.bench import faults
 from cluster.migration import Outcome
 
@@ -39,6 +40,18 @@ def test_schedules_that_once_went_wrong_go_right(seed: int, generation: str, fir
     one that was to go on after a move that was over, at a source that crashed before it heard so.
     """
     assert faults.judged(faults.schedule(seed, generation, firmware))[0] is None
+
+
+@pytest.mark.parametrize(
+    ("seed", "way"),
+    [(1, "SEV_TIO"), (0, "SEV_SNP by its handler"), (0, "SEV_SNP"), (3, "SEV_ES"), (2, "SEV"), (2, "PLAIN")],
+)
+def test_hosts_keep_what_they_promise_wherever_they_are_interrupted(
+    seed: int, way: str, firmware: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that is busy a call ends after any event: what is about to be said has to be promised there too."""
+    monkeypatch.setattr(shard, "SLICE_EVENTS", 1)
+    assert faults.judged(faults.schedule(seed, way, firmware))[0] is None
 
 
 def at(body: dict[str, Any], *plans: dict[str, Any], **changes: Any) -> dict[str, Any]:

@@ -146,18 +146,40 @@ def burst(sender: str, target: str, octets: int) -> tuple[bytes, tuple[bytes, ..
     return address, ((address + mac_of(sender, 0)).ljust(octets, b"\0"),)
 
 
-def test_what_a_crashed_host_s_cards_had_to_send_is_lost_and_others_get_its_share() -> None:
-    """Two hosts send a megabyte each into a link of 1 GB/s; the second crashes when half of all is over."""
+def talking(sent: list[tuple[str, int]]) -> tuple[GuestTraffic, Fabric]:
+    """Hosts a, b and c with links of 1 GB/s, and a machine on each; what comes to a host is noted."""
     accounts = [HostAccount(name, frozenset({Generation.PLAIN}), 1 << 40, 8.0, {}) for name in ("a", "b", "c")]
     placement, fabric = FirstFit(tuple(accounts)), Fabric(star(dict.fromkeys("abc", 1e9)), 1)
     vms = {"first": "a", "second": "b", "third": "c"}
     for name, host in vms.items():
         placement.place(GuestSpec(name, Generation.PLAIN, 1, 1 << 30, ProgramSpec("idle"), 1, network=True), host)
-    sent: list[tuple[str, int]] = []
     traffic = GuestTraffic(
         fabric, placement, 1e9, lambda host, fields: sent.append((host, len(fields[1]))),  # type: ignore[arg-type]
         lambda: networked(placement.guest(name) for name in vms),
     )  # fmt: skip
+    return traffic, fabric
+
+
+def test_a_card_that_has_left_a_host_before_that_crashed_sends_on() -> None:
+    sent: list[tuple[str, int]] = []
+    traffic, fabric = talking(sent)
+    traffic.take("b", *burst("second", "third", 10**6), now_ns=0)
+    traffic.take("a", *burst("second", "third", 10**6), now_ns=1)  # Its machine is there by now.
+    traffic.crash("b", 10**5, heard_ns=10**5)
+    assert list(traffic._frames.values()) == [1]
+    ends_ns = fabric.next_event_ns
+    assert ends_ns == pytest.approx(1.1e6, rel=0.001)
+    (name,) = fabric.advance(ends_ns)
+    traffic.flow_ended(name, ends_ns)
+    assert (sent, len(fabric)) == ([("c", 1)], 0)
+    assert not traffic._frames
+    assert (traffic.pairs["b", "c"].lost, traffic.pairs["a", "c"].lost) == (1, 0)
+
+
+def test_what_a_crashed_host_s_cards_had_to_send_is_lost_and_others_get_its_share() -> None:
+    """Two hosts send a megabyte each into a link of 1 GB/s; the second crashes when half of all is over."""
+    sent: list[tuple[str, int]] = []
+    traffic, fabric = talking(sent)
     for name, host in (("first", "a"), ("second", "b")):
         traffic.take(host, *burst(name, "third", 10**6), now_ns=0)
     traffic.take("b", *burst("second", "third", 1000), now_ns=1)  # waits behind the other

@@ -1,20 +1,21 @@
 """No program can reach a chip, a board or another program: frames, closures and attributes are walked as they run.
 
-The walk takes place at every batch that a board executes, when each program
-that runs stands at a ``yield``. What a machine is made of is not listed here:
+The walk takes place at batches that a board executes, when each program that
+runs stands at a ``yield``: the first times that it stands at this one. What a machine is made of is not listed here:
 it is all that can be reached from the board and its host.
 """
 
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any
 
 import pytest
-from reachable import chain, own_class, running_programs, state_of, walk
+from reachable import chain, own_class, place, running_programs, state_of, walk
 
 from cluster.laboratory.protection import Column
 from cluster.laboratory.rows import ROWS
@@ -36,6 +37,8 @@ from workloads.library import PROGRAMS as LIBRARY
 
 PROGRAMS = (Vault, GuestKernel, Hypervisor, *[build.__self__ for build in LIBRARY.values()])
 """What programs are methods of; each may reach the one that it belongs to."""
+TIMES = 2
+"""Who comes back to a place has had answers since the first time, and keeps no more after the second."""
 
 
 @dataclass
@@ -44,23 +47,22 @@ class Inspection:
 
     boards: list[Board] = field(default_factory=list)
     hosts: list[Host] = field(default_factory=list)
-    every: int = 1
-    """How many batches go by from one look to the next."""
-    batches: int = 0
+    asleep: bool = False
+    """Whether nobody looks."""
+    places: Counter[object] = field(default_factory=Counter)
+    """How often each program was looked at where it stood."""
     kinds: set[str] = field(default_factory=set)
     offences: set[str] = field(default_factory=set)
 
     def look(self) -> None:
-        self.batches += 1
-        if self.batches % self.every:
-            return
-        programs = running_programs()
-        if not programs:
+        programs = [] if self.asleep else running_programs()
+        heads = [program for program in _heads(programs) if self.places[place(program)] < TIMES]
+        if not heads:
             return
         machine = self.machine()
-        heads = _heads(programs)
         everybody = {id(program) for program in programs}
         for program in heads:
+            self.places[place(program)] += 1
             self.kinds.add(program.gi_code.co_qualname)
             self._inspect(program, machine, everybody)
 
@@ -139,7 +141,6 @@ def play(column: Column, attack: Callable[..., Any], product: str = "Turin", pre
 def test_no_program_reaches_a_chip_a_board_or_another_program(
     column: Column, row: str, inspection: Inspection
 ) -> None:
-    inspection.every = 2
     (attack,) = ROWS[row].attacks
     play(column, attack)
     assert inspection.offences == set()
@@ -157,7 +158,6 @@ def test_what_a_hypervisor_does_before_snp_starts_reaches_none_either(inspection
 
 
 def test_no_program_of_a_fleet_reaches_one_either(inspection: Inspection, tiny_scenario: Scenario) -> None:
-    inspection.every = 7
     run(tiny_scenario, layout="inline")
     assert inspection.offences == set()
     assert {name.split(".")[0] for name in inspection.kinds} >= {"Hypervisor", "KeyValueStore", "RandomAccess"}
@@ -201,9 +201,9 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_dishonest_attacker_is_found(way: str, inspection: Inspection) -> None:
-    inspection.every = 1 << 30  # the launch is honest; others look at it
+    inspection.asleep = True  # the launch is honest; others look at it
     scene = Scene(Setting(Column.SEV_SNP, "Milan"), Ledger(), Transcript())
-    inspection.every = 1
+    inspection.asleep = False
     assert inspection.offences == set()
     loot = WAYS[way](scene)
     harmless = HostRead(scene.target.spare[0], 16)

@@ -21,7 +21,6 @@ from cluster.scenario import Scenario, ScenarioError
 from cluster.shard import ShardReport
 from cluster.shard_worker import Mail, packed_call, packed_report, parsed_call, parsed_report
 from node.host import Host
-from workloads.trace_player import pack_runs
 
 GIB = 1 << 30
 LINK = 1.25e9
@@ -381,20 +380,6 @@ def test_copying_that_takes_too_long_is_given_up_or_the_guest_is_stopped(generat
     assert (forced["outcome"], there["host"], there["faults"]) == ("completed", "host-2", 0)
     # The rest of the first round stands still with it.
     assert 5e9 < forced["downtime_ns"] < 9e9
-
-
-def test_a_guest_that_is_slowed_down_converges_and_has_its_pace_back_afterwards() -> None:
-    fabric, cap = {"link": "1 Gb/s"}, {"max_rounds": 14, "downtime_limit": "150 ms"}
-    written = {"fragments": pack_runs([(60_000, 100)]), "step_ms": 60_000, "working_set_bytes": 4096,
-               "touches_per_step": 1, "written_set_bytes": 256 << 20, "written_bytes_per_s": 400_000_000}  # fmt: skip
-    busy = {"vcpus": 1, "workload": "trace-player", "parameters": written}
-    alone, free = moved(busy, cap, fabric=fabric, duration="45 s")
-    assert alone["outcome"] == "round cap"
-    for slow in ({"auto_converge": True, "throttle_increment": 0.3}, {"dirty_limit": "200 Mb/s"}):
-        row, there = moved(busy, {**cap, **slow}, fabric=fabric, duration="45 s")
-        assert (row["outcome"], there["faults"]) == ("completed", 0)
-        assert row["downtime_ns"] < 150e6
-        assert there["instructions"] < free["instructions"]
 
 
 QUICK = {"psp.send_update_ns_per_kib": 10240, "psp.receive_update_ns_per_kib": 10240}

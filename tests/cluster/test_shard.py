@@ -5,7 +5,8 @@ from toy_hosts import CONTROL, Toy, ToyHost, build_toy
 
 from cluster.entity import NEVER, Advance, Message
 from cluster.inbox import ProtocolViolationError
-from cluster.shard import CALL_S, SLICE_EVENTS, SLICE_S, Shard
+from cluster.shard import Shard
+from cluster.slices import CALL_S, SLICE_EVENTS, SLICE_S
 
 
 def shard_of(*toys: Toy) -> Shard:

@@ -28,6 +28,7 @@ from node.guest import GuestState
 def firmware(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_firmware(tmp_path_factory.mktemp("firmware"))
 
+_MOVE = {"vm": VM, "at": "1 s", "to": "host-2"}
 _QUICK = {"psp.send_update_ns_per_kib": 1024, "psp.receive_update_ns_per_kib": 1024}
 
 
@@ -67,18 +68,18 @@ def runs(entity: HostEntity) -> bool:
 
 def play(
     way: str, firmware: Path, migration: dict[str, str] | None = None, duration_ns: int = 3 * 10**9,
-    crashes: tuple[tuple[str, int], ...] = (),
+    crashes: tuple[tuple[str, int], ...] = (), moves: tuple[dict[str, str], ...] = (_MOVE,),
 ) -> tuple[Watched, Migration]:
     body = moving(way, firmware) | {"migration": migration or {}, "duration": f"{duration_ns} ns"}
     body |= {"schema": 1, "name": "cut", "seed": 1}
     body["costs"] = body["costs"] | _QUICK
-    body["migrations"] = [{"vm": VM, "at": "1 s", "to": "host-2"}]
+    body["migrations"] = list(moves)
     body["faults"] = [{"kind": "host-crash", "host": host, "at": f"{at_ns} ns"} for host, at_ns in crashes]
     scenario = Scenario.parse(body)
     fleet, layout = build_fleet(scenario), Watched()
     layout.start(layout.build, [(order.spec.name, order.pack()) for order in fleet.orders])
     Coordinator(layout, fleet.control, scenario.control_plane_latency, scenario.duration).run()
-    return layout, fleet.control.migrations.all[0]
+    return layout, fleet.control.migrations.all[-1]
 
 
 @pytest.mark.parametrize(("way", "mode"), [*[(way, "pre-copy") for way in WAYS], ("PLAIN", "post-copy")])
@@ -128,12 +129,31 @@ def test_a_vm_whose_books_were_on_their_way_when_its_source_crashed_has_one_row_
         assert runs_now == ([vm["host"]] if vm["state"] == "running" else [])
         fates[at_ns] = vm["state"], vm["reason"]
         assert vm["operations"] > 0
+        assert vm["units_of_work"] > 0
         assert sum(host["operations"] for host in rows["hosts"]) >= vm["operations"]
         keys = [(one["entity"], one["bucket"]) for one in rows["digests"]]
         assert len(keys) == len(set(keys))
     assert fates[stopped_ns - 500_000] == ("ended", "host crashed")
     assert set(fates.values()) <= {("ended", "host crashed"), ("running", None)}
     assert (("running", None) in fates.values()) == (len(crashing) == 1)
+
+
+def test_one_that_comes_back_to_a_host_that_crashed_behind_it_and_whose_other_then_crashes_has_one_row(
+    firmware: Path,
+) -> None:
+    """From host-1, which crashes when the target has all of it, and back, where the other does the same."""
+    there, back = {"vm": VM, "at": "1 s", "to": "host-2"}, {"vm": VM, "at": "2 s", "to": "host-1"}
+    _, move = play("PLAIN", firmware, moves=(there,))
+    crashes = (("host-1", dict(move.history)[Phase.COMMITTED]),)
+    _, move = play("PLAIN", firmware, crashes=crashes, moves=(there, back))
+    assert move.outcome is Outcome.COMPLETED
+    crashes += (("host-2", dict(move.history)[Phase.COMMITTED]),)
+    layout, move = play("PLAIN", firmware, crashes=crashes, moves=(there, back))
+    assert move.outcome is Outcome.COMPLETED
+    rows = merged_rows({entity.name: entity.collect(3 * 10**9) for entity in layout.entities})
+    assert [(row["host"], row["state"]) for row in rows["vms"]] == [("host-1", "running")]
+    keys = [(one["entity"], one["bucket"]) for one in rows["digests"]]
+    assert len(keys) == len(set(keys))
 
 
 @pytest.mark.parametrize("way", ["PLAIN", "SEV_ES"])

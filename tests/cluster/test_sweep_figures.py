@@ -58,6 +58,7 @@ def test_figures_are_what_the_rows_say(results: Results) -> None:
         ("stretched", "stream SEV_SNP"): 125 / 100,
         ("encryption_share", "stream SEV_SNP"): 10 / 100,
         ("core_wait_share", "stream SEV_SNP"): 15 / 100,
+        ("migration_share", "stream SEV_SNP"): 0,
         ("rmp_share", "stream SEV_SNP"): 0,
         ("numa_share", "stream SEV_SNP"): 0,
         ("vmgexit_share", "stream SEV_SNP"): 0,

@@ -50,7 +50,7 @@ def test_it_lets_its_devices_go_and_has_others_proved_where_it_comes() -> None:
 @pytest.mark.parametrize("events", [32, 1])
 def test_where_no_card_can_be_trusted_it_stays_on_bounce_buffers(events: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However few events a slow machine does at a time, nothing is said that was promised not to be."""
-    monkeypatch.setattr("cluster.shard.SLICE_EVENTS", events)
+    monkeypatch.setattr("cluster.slices.SLICE_EVENTS", events)
     bare = [card | {"tee_io": False} for card in CARDS]
     _, rows = play(fleet(there=bare, duration="700 ms"))
     (row,) = rows["migrations"]

@@ -83,6 +83,17 @@ def test_launches_queue_for_the_mailbox_by_the_published_slope():
     assert (storm["N=49"] - storm["N=20"]) / 29 == pytest.approx(each_ms, rel=1e-4)
 
 
+def test_a_page_of_4_kib_takes_to_accept_what_was_measured():
+    """57 s for 64 GiB, one after another, as the sheet divides it: 3.4 us a page."""
+    assert predicted("BL-12")["64 GiB"] / (64 << 18) == pytest.approx(3.4e-6, rel=2e-3)
+
+
+def test_exits_are_those_of_the_hypercall_and_of_a_port():
+    found = predicted("EX-1", core__port_ns=2000.0, core__exit_ns=1000.0)
+    assert (found["CPUID, plain VM"], found["CPUID, leaf 1, SNP"]) == (1000, 3553)
+    assert found["port, SNP over plain"] == pytest.approx((2000 - 1000 + 3553) / 2000)
+
+
 def test_a_storm_of_reports_is_served_one_by_one():
     storm = predicted("AT-2", psp__guest_request_ns=5e6)
     assert (storm["the last of 10"], storm["the last of 50"]) == (50, 250)
@@ -97,6 +108,14 @@ def test_known_answers_of_a_link_with_ide_and_of_ticks():
 def test_bounced_bytes_cost_the_copies_rate():
     """8 queues of 59.1 / 8 Gb/s each, 1 / 23.761 ns more a byte at least: 56.9 Gb/s at most."""
     assert 55 < predicted("IO-6")["vhost, 8 queues"] < 8 * 8 / (8 * 8 / 59.1 + 1 / 23.761)
+
+
+def test_where_copies_are_slow_the_guest_is_the_limit_with_one_queue_too():
+    """8 vCPUs, each of which takes 8 / (59.1 / 8) ns for a byte and 4,000 / 1,024 more."""
+    slow = predicted("IO-6", bounce__copy_ns_per_kib=4000.0)
+    guest = pytest.approx(8 * 8 / (64 / 59.1 + 4000 / 1024), rel=0.02)
+    assert slow["vhost, 8 queues"] == slow["vhost, 1 queue"] == guest
+    assert predicted("IO-6")["user space"] == 12.2, "the host's own limit"
 
 
 POINT = Point("p", "r", 10.0, 12.0, "ms", 1.0, fitted=False, known_miss="")

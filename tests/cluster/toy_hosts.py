@@ -142,7 +142,7 @@ class ToyHost:
         return min(due, self.inbox.next_ns)
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
-        done = self.inbox.advance(horizon_ns, event_budget)
+        done, *_ = self.inbox.advance(horizon_ns, event_budget)
         assert self.env.now < horizon_ns
         outputs, self._outbox = tuple(self._outbox), []
         following = self.next_event_ns()

@@ -10,14 +10,17 @@ from test_sealed_transfer import certificates, kept, laid, opened, sealed
 from toy_guests import COSTS, IMAGE, RECORD, SECOND, guest_spec, ledger, look, make_host, run
 
 from cluster.agent_certificates import agent_certified
+from node import agent_transfer
 from node import operations as op
+from node.agent_core import AGENT_IMAGE
 from node.agent_transfer import AGENT, _order, greet
+from node.firmware_image import firmware_image
 from node.generation import Generation
 from node.guest import GuestState
 from node.host import Host, HostSpec
 from node.hypervisor_port import LaunchRefused
 from node.kernel_settings import KernelSettings
-from node.migration_agent import Hello
+from node.migration_agent import MARK, Hello
 from node.migration_refusal import MigrationRefusal
 from node.packing import packed
 from node.page_swaps import with_metadata
@@ -396,6 +399,50 @@ def test_an_agent_gives_nothing_to_a_peer_that_no_report_vouches_for():
     for peer in (b"", hello, *[one.pack() for one in others]):
         assert sealed(here, "vm", peer) == (MigrationRefusal.AGENT_REFUSES, b"")
     assert guest.state is GuestState.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ({"svsm": True}, MigrationRefusal.SVSM_BELOW),
+        ({"sev_features": int(SevFeature.SECURE_TSC)}, MigrationRefusal.SECURE_TSC),
+    ],
+)
+def test_a_guest_that_no_agent_can_move_yet_is_refused_before_it_is_touched(change, refusal):
+    here = make_host(product="Turin", platform=WITH_AGENT)
+    spec = dataclasses.replace(guest_spec("vm", SNP), migration_agent=True, **change)
+    here.launch(spec, lambda _: None, running=True)
+    assert here.guests["vm"].state is GuestState.RUNNING, here.guests["vm"].reason
+    assert here.departures.begin("vm", lambda _: None) is refusal
+    assert here.guests["vm"].state is GuestState.RUNNING
+
+
+def test_an_agent_of_another_image_is_given_nothing(monkeypatch):
+    data = bytearray(AGENT_IMAGE.data)
+    data[len(MARK)] ^= 1
+    (here, _), image = hosts(), firmware_image(bytes(data), "another agent")
+    monkeypatch.setattr(agent_transfer, "AGENT_IMAGE", image)
+    there = hosts()[1]
+    monkeypatch.undo()
+    guest = started(here, "vm")
+    assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
+    shown = certified(there, certificates(there, guest.spec))
+    assert sealed(here, "vm", shown) == (MigrationRefusal.AGENT_REFUSES, b"")
+
+
+def test_an_agent_that_keeps_a_ledger_takes_nothing_in_twice_and_nothing_back(on_its_way):
+    here, there = on_its_way
+    for host in (here, there):
+        host.board.agents.agents[AGENT].keeps_ledger = True
+    what = stopped(here, "vm")
+    assert laid(there, "vm", what) is None
+    gctx = there.hypervisor.launched("vm").gctx
+    for host, order, more, why in (
+        (there, "import", (what.state.context,), "this context was taken in already"),
+        (here, "take back", (), "nothing of this guest is kept"),
+    ):
+        with pytest.raises(LaunchRefused, match=why):
+            host.tasks.at_once(_order(host.hypervisor, order, "vm", gctx, *more))
 
 
 def older(host):

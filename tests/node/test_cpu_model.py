@@ -3,14 +3,17 @@
 from dataclasses import replace
 
 import pytest
+from overheard_hypervisors import overheard
 from sevsnpmeasure import guest as reference
 from sevsnpmeasure.vcpu_types import CPU_SIGS
-from toy_guests import IMAGE, SECOND, guest_spec, make_host, run, script
+from toy_guests import COSTS, IMAGE, SECOND, guest_spec, make_host, rest, run, script
 
 from node.cpu_features import CpuidSwitches
 from node.cpu_model import CPU_MODELS, VCPU_MODEL, features_shown, lacking
+from node.cpuid_page import CpuidEntry
 from node.generation import Generation
 from node.guest import GuestState
+from node.host import Host, HostSpec
 from node.operations import Cpuid, Sleep
 from node.product import PRODUCTS
 from node.vcpu_model import vcpu_model
@@ -54,6 +57,21 @@ def test_a_guest_finds_the_features_and_the_signature_of_what_it_is_shown(produc
     assert asked(product, generation, **shown) == (SIGNATURES[shown.get("cpu_model", "")], features)
 
 
+def test_a_hypervisor_in_a_process_of_its_own_shows_the_same():
+    _, remote = overheard(IMAGE)
+    spec = HostSpec("far", PRODUCTS["Genoa"], 4 << 30, 100, 7, 60 * SECOND)
+    host = Host(spec, {"rest": script(rest)}, {"auto": IMAGE}, COSTS, hypervisor=remote)
+    wanted = replace(guest_spec("vm", SNP), cpu_model="EPYC-Milan")
+    host.launch(wanted, lambda _: None, running=True)
+    here = make_host(product="Genoa")
+    here.launch(wanted, lambda _: None, running=True)
+    assert host.guests["vm"].launch_digest == here.guests["vm"].launch_digest != ""
+    told = []
+    host.launch(replace(guest_spec("other", SNP), cpu_model="EPYC-Turin"), told.append)
+    run(host)
+    assert [(guest.state, "Genoa has no avx-vnni" in guest.reason) for guest in told] == [(GuestState.REFUSED, True)]
+
+
 @pytest.mark.parametrize("shown", [{"cpu_model": "EPYC-Genoa"}, {"launched_on": "Turin"}])
 def test_a_host_that_lacks_it_refuses_with_everything_given_back(shown):
     host, told = make_host(), []
@@ -70,6 +88,20 @@ def test_a_host_that_lacks_it_refuses_with_everything_given_back(shown):
     assert "Milan has no" in wrong[0]
     assert "other" not in host.guests
     assert host.hypervisor.frames.used_bytes == before
+
+
+@pytest.mark.parametrize(("ebx", "state"), [(INVPCID, GuestState.RUNNING), (AVX_512F, GuestState.REFUSED)])
+def test_firmware_launches_no_guest_that_would_be_shown_more_than_the_processor_has(ebx, state):
+    """A Milan's hypervisor gives a CPUID page of its own making; it has INVPCID and no AVX-512."""
+    host, told = make_host(), []
+    before = host.hypervisor.frames.used_bytes
+    host.hypervisor._ghcb.leaves[SNP] = (CpuidEntry(7, ebx=ebx),)
+    host.launch(guest_spec("vm", SNP), told.append)
+    run(host)
+    assert [guest.state for guest in told] == [state]
+    refused = state is GuestState.REFUSED
+    assert ("SNP_LAUNCH_UPDATE: INVALID_PARAM" in told[0].reason) is refused
+    assert (host.hypervisor.frames.used_bytes == before) is refused  # Also of the pages that went in with that one.
 
 
 def test_what_a_host_s_software_hides_a_guest_of_another_cannot_be_shown_there():

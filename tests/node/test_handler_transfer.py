@@ -380,6 +380,13 @@ def test_a_handler_gives_nothing_to_its_own_image_under_an_older_firmware():
     assert here.guests["vm"].state is GuestState.RUNNING
 
 
+def test_the_image_at_the_target_is_measured_with_the_processor_that_its_guest_is_shown():
+    here, there = host("here"), host("there")
+    here.launch(dataclasses.replace(SPEC, cpu_model="EPYC-Milan"), lambda _: None, running=True)
+    run(here, IN_THE_MIDDLE)
+    agree(here, there)
+
+
 def test_a_guest_with_a_vcpu_that_nobody_has_started_is_refused_before_it_is_touched():
     here, there = host("here"), host("there")
     guest = started(here)

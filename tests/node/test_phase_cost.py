@@ -91,6 +91,26 @@ def test_memory_of_another_node_is_further_away_and_pinned_pages_stay_there():
         assert far[Mechanism.NUMA] == pytest.approx(0.020 / 4 * 0.5 * COSTS["numa.hop_ns"] * stays)
 
 
+@pytest.mark.parametrize(("generation", "share"), [(Generation.PLAIN, 0.0), (Generation.SEV_SNP, 0.5)])
+def test_a_miss_that_neighbours_cause_pays_what_its_own_misses_pay(generation, share):
+    """Cipher and other node: what each exposed miss takes beyond the latency, whoever caused it."""
+    cost = PhaseCost.of(DEMAND, generation, KIND, COSTS, Backing(0.0, share))
+    paid = dict(cost.parts)
+    beyond = paid[Mechanism.ENCRYPTION] + paid[Mechanism.NUMA]
+    assert cost.load.miss * cost.load.miss_ns == pytest.approx(beyond)
+    assert (beyond > 0) == (generation is Generation.SEV_SNP)
+    if share:
+        assert paid[Mechanism.NUMA] > 0
+
+
+def test_encrypted_traffic_fills_channels_sooner():
+    plain, snp = (
+        PhaseCost.of(DEMAND, one, KIND, COSTS).load.traffic_bytes for one in (Generation.PLAIN, Generation.SEV_SNP)
+    )
+    assert plain == pytest.approx(DEMAND.llc_misses_per_kilo_instruction / 1000 * DEMAND.bytes_per_llc_miss)
+    assert plain / snp == pytest.approx(0.915), "of what plain traffic reaches: 0.90 to 0.93 were measured"
+
+
 def test_a_machines_memory_is_on_the_node_that_has_most_of_it():
     node, block = 1 << 30, 1 << 21
     assert backing_of([], node) == Backing()

@@ -53,6 +53,26 @@ def test_a_hypervisor_s_lie_is_believed_by_whoever_asks_it(generation):
     assert (guest.state, told) == (GuestState.RUNNING, [CpuidResult(0, 1, 2, 3)])
 
 
+@pytest.mark.parametrize(
+    ("generation", "settings", "ns"), [(SNP, CAREFUL, 646), (SNP, CREDULOUS, 3553), (PLAIN, CAREFUL, 1255)]
+)
+def test_cpuid_takes_what_was_measured_with_an_exit_and_without_one(generation, settings, ns):
+    """CVM_eval's benchmark of exits: a #VC that is answered from the page, a round trip, and a plain exit."""
+    spent = []
+
+    def ask(place, _registers):
+        began = host.now_ns
+        for _ in range(100):
+            yield (Cpuid(0),)
+        spent.append(host.now_ns - began)
+        return Sleep(10**18)
+
+    host = make_host({"ask": script(ask)})
+    host.launch(replace(guest_spec("vm", generation, "ask"), kernel=settings), lambda _: None, running=True)
+    run(host, SECOND)
+    assert spent[0] / 100 == pytest.approx(ns, abs=1)
+
+
 def test_a_hypervisor_s_lie_does_not_reach_a_guest_with_a_cpuid_page():
     _, (told,) = asking(CAREFUL, SNP, LIE)
     assert (told.ebx, told.ecx, told.edx) == VENDOR

@@ -18,6 +18,7 @@ from node.guest_functions import guest_device_id
 from node.guest_memory_map import memory_map
 from node.guest_nvme import BLOCK_BYTES
 from node.host import Host, HostSpec
+from node.mechanism import Mechanism
 from node.physical_slots import PhysicalSlots
 from node.platform import HostMode, Platform
 from node.product import PRODUCTS
@@ -79,7 +80,15 @@ def test_it_works_through_a_session_of_its_own_where_no_firmware_vouches_for_the
     host.clock.env.run(until=SECOND)
     guest = host.guests["vm"]
     # It opens more than one: its devices are let go every two rounds.
-    assert (guest.state, guest.vcpus[0].registers.r13 >= 6) == (GuestState.RUNNING, True)
+    rounds = guest.vcpus[0].registers.r13
+    assert (guest.state, rounds >= 6) == (GuestState.RUNNING, True)
+    # Matrices in and a product out at least, each less than a KiB, which no core seals and opens in no time.
+    spent_ns = guest.row_ns.get("gpu.seal_ns_per_kib", 0.0)
+    if generation is Generation.SEV_TIO:
+        assert spent_ns == 0, "a device that is trusted"
+    else:
+        assert spent_ns >= rounds * 5 * COSTS["gpu.seal_ns_per_kib"], "three commands among them"
+        assert guest.lost_ns[Mechanism.BOUNCE] >= spent_ns
 
 
 @pytest.mark.parametrize("generation", [Generation.SEV_TIO, Generation.SEV_SNP])

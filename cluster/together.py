@@ -1,0 +1,139 @@
+"""A run whose hosts are all in one process: nobody waits for anybody, and mail goes from hand to hand.
+
+What ``cluster.coordinator`` proves of windows holds for each host by itself: it may go as far as nothing that is yet to
+be said can reach it. Nothing is said before the first event of all, nor before what all have promised; an answer takes
+the lookahead. So whoever has the first event goes on to the later of both and the lookahead, and the control plane
+acts as soon as its time is before it. The same messages meet the same events in the same order as in windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from heapq import heapify, heappop, heappush
+from typing import NamedTuple
+
+from cluster.entity import NEVER, Entity, Message
+from cluster.inbox import ProtocolViolationError
+from cluster.slices import CALL_S, SLICE_EVENTS, SLICE_S, Slices
+
+
+class Stretch(NamedTuple):
+    """How far hosts came: events that they did, the first that is left, and when the control plane acts next."""
+
+    events: int
+    next_ns: int
+    acts_ns: int
+
+
+class Together:
+    """Entities by name, each with its next event; ``clock`` tells wall time."""
+
+    def __init__(
+        self, entities: Mapping[str, Entity], lookahead_ns: int, end_ns: int, clock: Callable[[], float]
+    ) -> None:
+        self._entities = entities
+        self._lookahead_ns = lookahead_ns
+        self._end_ns = end_ns
+        self._clock = clock
+        self._slices = Slices()
+        self._next = {name: entity.next_event_ns() for name, entity in entities.items()}
+        self._first = [(time_ns, name) for name, time_ns in self._next.items() if time_ns != NEVER]
+        heapify(self._first)
+        self._promises = {name: max(self._next[name], one.earliest_output_ns()) for name, one in entities.items()}
+        self._promised_ns = min(self._promises.values(), default=NEVER)
+        """By all, when somebody last looked, or later."""
+        self._acted_ns = 0
+        """When the control plane acted last."""
+        self._since = 0
+        """How often one went on since."""
+        self.busy_s = 0.0
+        """Wall time of all calls, but for the control plane's."""
+        self.calls = 0
+
+    def post(self, message: Message) -> None:
+        """Hand a message over. Raises ProtocolViolationError for one to nobody, or from the past."""
+        time_ns, name = message[0], message[3]
+        entity = self._entities.get(name)
+        if entity is None:
+            raise ProtocolViolationError(f"{message.sender}: sent a message to {name}, which is not here")
+        entity.deliver((message,))
+        if time_ns < self._next[name]:
+            self._next[name] = time_ns
+            heappush(self._first, (time_ns, name))
+        if time_ns < self._promises[name]:
+            self._promises[name] = time_ns
+            self._promised_ns = min(self._promised_ns, time_ns)
+
+    def go_on(
+        self, control_ns: int, heard: list[Message], act: Callable[[int], int], *, until_acted: bool = False
+    ) -> Stretch:
+        """Have hosts go on, and the control plane act, until all are through or for as long as a call may take.
+
+        ``control_ns`` is when the control plane acts next. ``act`` has it do so and says when it will again. What hosts
+        say goes to ``heard``, a heap: it acts on the first of that too. With ``until_acted`` the call ends then.
+        """
+        entities, following, first, promises = self._entities, self._next, self._first, self._promises
+        end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
+        acts_ns, since_ns, done = control_ns, self._acted_ns, 0
+        began_s = now_s = clock()
+        end_s = now_s + CALL_S
+        while True:
+            while first and following[first[0][1]] != first[0][0]:
+                heappop(first)
+            next_ns, name = first[0] if first else (NEVER, "")
+            silent_ns = self._promised_ns
+            silent_ns = max(silent_ns, next_ns)
+            if acts_ns < silent_ns and acts_ns < end_ns:
+                since_ns = self._acted_ns = acts_ns
+                acts_ns = act(acts_ns)
+                before_s, now_s = now_s, clock()
+                began_s += now_s - before_s
+                if until_acted:
+                    end_s = now_s
+                continue
+            if next_ns >= end_ns or now_s >= end_s:
+                break
+            horizon_ns = min(end_ns, silent_ns + lookahead_ns)
+            heappop(first)
+            promise_ns = promises[name]
+            advance = entities[name].advance(horizon_ns, slices.events)
+            reached_ns, next_ns, next_promise_ns, events, said = advance
+            if events == 0 or reached_ns > horizon_ns:
+                raise _broken(name, advance.events, horizon_ns, reached_ns)
+            done += events
+            following[name] = next_ns
+            if next_ns != NEVER:
+                heappush(first, (next_ns, name))
+            promises[name] = max(next_ns, next_promise_ns)  # Nothing is said without an event.
+            if said:
+                for message in said:
+                    if message[0] < promise_ns:
+                        raise ProtocolViolationError(
+                            f"{name}: sent at {message.time_ns} ns, but had promised nothing before {promise_ns} ns"
+                        )
+                    if message[0] < since_ns:
+                        raise too_late(message)
+                    heappush(heard, message)
+                acts_ns = min(acts_ns, heard[0][0])
+            self._since += 1
+            if self._since > len(entities):
+                # Each has gone on about once: quiet fleets go far on what all promise, and it costs others little.
+                self._since, self._promised_ns = 0, min(promises.values())
+            before_s, now_s = now_s, clock()
+            if now_s - before_s > SLICE_S or slices.events < SLICE_EVENTS:
+                slices.learn(now_s - before_s)
+        self.busy_s += now_s - began_s
+        self.calls += 1
+        return Stretch(done, next_ns, acts_ns)
+
+
+def too_late(message: Message) -> ProtocolViolationError:
+    """Somebody said something for a time at which the control plane has acted."""
+    return ProtocolViolationError(f"{message.sender}: sent at {message.time_ns} ns, inside a window that began later")
+
+
+def _broken(name: str, events: int, horizon_ns: int, reached_ns: int) -> ProtocolViolationError:
+    """An entity that did nothing, or more than it was to."""
+    if events == 0:
+        return ProtocolViolationError(f"{name}: did nothing, with an event before {horizon_ns} ns to do")
+    return ProtocolViolationError(f"{name}: went to {reached_ns} ns, past its horizon {horizon_ns} ns")

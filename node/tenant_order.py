@@ -1,0 +1,32 @@
+"""What a VM's software is to be made of, as its host knows it: one object for a VM that comes again the same."""
+
+from __future__ import annotations
+
+from node.firmware_image import FirmwareImage
+from node.guest import Guest, GuestSpec
+from node.svsm_memory import SvsmGuest
+from node.tenant import TenantSpec
+
+_MOST_KNOWN = 1 << 14
+_known: dict[int, tuple[GuestSpec, FirmwareImage, TenantSpec]] = {}
+"""By the identity of a specification, which is held here lest another gets it."""
+
+
+def tenant_order(guest: Guest, image: FirmwareImage, svsm: SvsmGuest | None) -> TenantSpec:
+    """That of a VM whose launch is known, above ``svsm`` if there is one."""
+    spec = guest.spec
+    found = _known.get(id(spec))
+    if found is not None and found[0] is spec and found[1] is image and svsm is None:
+        order = found[2]
+        if order.launched == guest.launched and order.reset_rips == guest.reset_rips:
+            return order
+    order = TenantSpec(
+        spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
+        spec.sev_features, svsm, image.cpuid_gpa, spec.kernel, image.secrets_gpa, spec.devices,
+        spec.migration_agent and bool(spec.devices),
+    )  # fmt: skip
+    if svsm is None:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[id(spec)] = spec, image, order
+    return order

@@ -1,0 +1,36 @@
+"""A guest that writes faster than the network takes is slowed down while it moves, and its books say so."""
+
+from typing import Any
+
+import pytest
+from test_live_migration import group, move, moved, outcomes, play, scenario, small_image, vm_row  # noqa: F401
+
+from workloads.trace_player import pack_runs
+
+
+def test_a_guest_that_is_slowed_down_converges_and_has_its_pace_back_afterwards() -> None:
+    fabric, cap = {"link": "1 Gb/s"}, {"max_rounds": 14, "downtime_limit": "150 ms"}
+    written = {"fragments": pack_runs([(60_000, 100)]), "step_ms": 60_000, "working_set_bytes": 4096,
+               "touches_per_step": 1, "written_set_bytes": 256 << 20, "written_bytes_per_s": 400_000_000}  # fmt: skip
+    busy = {"vcpus": 1, "workload": "trace-player", "parameters": written}
+    alone, free = moved(busy, cap, fabric=fabric, duration="45 s")
+    assert alone["outcome"] == "round cap"
+    for slow in ({"auto_converge": True, "throttle_increment": 0.3}, {"dirty_limit": "200 Mb/s"}):
+        row, there = moved(busy, {**cap, **slow}, fabric=fabric, duration="45 s")
+        assert (row["outcome"], there["faults"]) == ("completed", 0)
+        assert row["downtime_ns"] < 150e6
+        assert there["instructions"] < free["instructions"]
+
+
+@pytest.mark.parametrize("slow", [{"dirty_limit": "200 Mb/s"}, {"mode": "post-copy"}])
+def test_time_for_which_a_guest_stands_still_while_it_moves_is_in_its_books(slow: dict[str, Any]) -> None:
+    table = group("vm", workload="random-access", memory="512 MiB")
+    _, rows = play(
+        scenario(vms=[table], migrations=[move()], migration=slow, fabric={"link": "1 Gb/s"}, duration="20 s")
+    )
+    assert outcomes(rows) == [("completed", None)]
+    times = {one["mechanism"]: one["time_ns"] for one in rows["vm_time"]}
+    assert sum(times.values()) == pytest.approx(vm_row(rows)["active_ns"], rel=1e-6)
+    assert times["migration"] > 10e6
+    _, alone = play(scenario(vms=[table], duration="20 s"))
+    assert {one["mechanism"]: one["time_ns"] for one in alone["vm_time"]}["migration"] == 0
