@@ -95,7 +95,7 @@ class ActorLayout:
             self._start_cluster(min(self.workers, cores()))
         while len(self._seats) < self.workers:
             self._seats.append(Seat(cluster, self._patience_s))
-        self._advice = WorkerAdvice(self.workers, len(specs), cluster.cpus)
+        self._advice = WorkerAdvice(self.workers, len(specs), cluster.cpus, self._loads)
         self._gauges = {}
         names = _names(specs, self.workers)
         self._home = {spec[0]: self._seats[index % self.workers] for index, spec in enumerate(specs)}
@@ -220,6 +220,10 @@ class ActorLayout:
         for answer in self._quick([seat.actor.call("gauges") for seat in idle], LOOK_S):
             self._gauges |= answer
         return dict(self._gauges)
+
+    def _loads(self) -> list[int]:
+        """Events of each host, where one worker has them all; none if it does not say in time."""
+        return [load for loads in self._quick([self._seats[0].actor.call("loads")], LOOK_S) for load in loads]
 
     def _held_bytes(self) -> dict[str, int]:
         held: dict[str, int] = {}
