@@ -87,6 +87,17 @@ def test_a_vm_whose_source_crashes_after_all_of_it_is_over_lives_at_the_target(f
     assert set(found[turn:]) == {Outcome.COMPLETED}
 
 
+def test_a_vm_whose_source_crashes_as_it_begins_to_run_ahead_is_lost_and_its_move_ends(firmware: Path) -> None:
+    """At every instant of the switch-over: nobody waits for pages of a host that has none any more."""
+    found = []
+    for time_us in range(1_004_000, 1_040_000, 2000):
+        crash = {"kind": "host-crash", "host": "host-1", "at": f"{time_us} us"}
+        wrong, (one,) = faults.judged(at(faults.schedule(4, "PLAIN", firmware), crash, duration="3 s"))
+        assert wrong is None
+        found.append(one.outcome)
+    assert set(found) == {Outcome.LOST}
+
+
 def test_a_schedule_that_fails_is_made_smaller(firmware: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = faults.schedule(3, "PLAIN", firmware)
     body["faults"] = [{"kind": "control-plane-crash", "at": f"{time} s"} for time in (1, 2, 3)]
