@@ -98,6 +98,21 @@ def test_a_vm_whose_source_crashes_as_it_begins_to_run_ahead_is_lost_and_its_mov
     assert set(found) == {Outcome.LOST}
 
 
+@pytest.mark.parametrize("way", ["PLAIN", "SEV"])
+def test_a_newer_move_tells_a_host_that_the_older_one_is_over(way: str, firmware: Path) -> None:
+    """It has not heard so: what was said is lost, and is to be said again later than the new one begins."""
+    deaf = [
+        {"kind": "messages", "host": host, "at": "1009 ms", "lasts": "31 ms", "direction": "to", "lost": 1.0}
+        for host in ("host-1", "host-2")
+    ]
+    moves = [
+        {"vm": "vm", "at": "1 s", "to": "host-2", "cancel_after": "10 ms"},
+        {"vm": "vm", "at": "1042 ms", "to": "host-2"},
+    ]
+    wrong, (first, second) = faults.judged(at(faults.schedule(0, way, firmware), *deaf) | {"migrations": moves})
+    assert (wrong, first.outcome, second.outcome) == (None, Outcome.CANCELLED, Outcome.COMPLETED)
+
+
 def test_a_schedule_that_fails_is_made_smaller(firmware: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = faults.schedule(3, "PLAIN", firmware)
     body["faults"] = [{"kind": "control-plane-crash", "at": f"{time} s"} for time in (1, 2, 3)]
