@@ -113,6 +113,19 @@ def test_a_newer_move_tells_a_host_that_the_older_one_is_over(way: str, firmware
     assert (wrong, first.outcome, second.outcome) == (None, Outcome.CANCELLED, Outcome.COMPLETED)
 
 
+def test_a_vm_that_is_being_laid_down_when_its_source_and_the_control_plane_crash_lives_at_the_target(
+    firmware: Path,
+) -> None:
+    """Told to start it before all of it lies there, the target says that it is at it, and has not lost it."""
+    for time_us in range(1_066_000, 1_078_000, 3000):
+        crashes = [
+            {"kind": "host-crash", "host": "host-1", "at": f"{time_us - 1500} us"},
+            {"kind": "control-plane-crash", "at": f"{time_us} us"},
+        ]
+        wrong, (one,) = faults.judged(at(faults.schedule(0, "PLAIN", firmware), *crashes, duration="2 s"))
+        assert (wrong, one.outcome) == (None, Outcome.COMPLETED)
+
+
 def test_a_schedule_that_fails_is_made_smaller(firmware: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = faults.schedule(3, "PLAIN", firmware)
     body["faults"] = [{"kind": "control-plane-crash", "at": f"{time} s"} for time in (1, 2, 3)]
