@@ -95,7 +95,7 @@ class ActorLayout:
             self._start_cluster(min(self.workers, cores()))
         while len(self._seats) < self.workers:
             self._seats.append(Seat(cluster, self._patience_s))
-        self._advice = WorkerAdvice(self.workers, len(specs), cluster.cpus)
+        self._advice = WorkerAdvice(self.workers, len(specs), cluster.cpus, self._loads)
         self._gauges = {}
         names = _names(specs, self.workers)
         self._home = {spec[0]: self._seats[index % self.workers] for index, spec in enumerate(specs)}
@@ -130,6 +130,7 @@ class ActorLayout:
             return [], 0
         said: list[Message] = []
         events = 0
+        gone: ClusterLostError | None = None
         self._waits = []
         for seat, outcome in zip(seats, outcomes, strict=True):
             works = seat.step in _WORKS
@@ -142,14 +143,21 @@ class ActorLayout:
                 seat.lose(str(error))
                 self._news.append((time.monotonic(), f"{seat.name} was lost and is replaced"))
                 continue
+            except ClusterLostError as error:
+                gone = error  # Found out when a worker was asked for a sign of life; what others said counts.
+                continue
             events += seat.report.events if works else 0
+        if gone is not None:
+            self._start_again(gone)
         return said, events
 
     def _start_again(self, error: ClusterLostError) -> None:
         """Ray itself went away: start another, if it is ours and this does not happen again and again."""
         self._cluster_losses += 1
-        if self._cluster.address is not None or self._cluster_losses > MOST_LOSSES:
-            raise WorkerLostError(f"all {self.workers} workers were lost: {error}") from error
+        untold = next((seat.untold for seat in self._working if seat.untold), "")
+        if self._cluster.address is not None or self._cluster_losses > MOST_LOSSES or untold:
+            why = f"{error}; {untold}" if untold else str(error)
+            raise WorkerLostError(f"all {self.workers} workers were lost: {why}") from error
         self._cluster.close()
         for seat in self._seats:
             seat.vacate()
@@ -212,6 +220,10 @@ class ActorLayout:
         for answer in self._quick([seat.actor.call("gauges") for seat in idle], LOOK_S):
             self._gauges |= answer
         return dict(self._gauges)
+
+    def _loads(self) -> list[int]:
+        """Events of each host, where one worker has them all; none if it does not say in time."""
+        return [load for loads in self._quick([self._seats[0].actor.call("loads")], LOOK_S) for load in loads]
 
     def _held_bytes(self) -> dict[str, int]:
         held: dict[str, int] = {}

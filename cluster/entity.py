@@ -52,6 +52,10 @@ class Entity(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def events(self) -> int:
+        """Events that it has done so far."""
+
     def deliver(self, messages: tuple[Message, ...]) -> None:
         """Take messages for later; each takes effect at its time, before local events of that nanosecond."""
 

@@ -39,7 +39,7 @@ class InlineLayout:
         self._let_go()
         with growing_fleet():
             self._shard = Shard(factory, specs)
-        self._advice = WorkerAdvice(0, len(specs), cores())
+        self._advice = WorkerAdvice(0, len(specs), cores(), self._shard.loads)
         enlarge_pages(len(specs))
         self._report = self._shard.report()
 

@@ -3,11 +3,13 @@
 A record is a window's horizon and the mail of that window. Where windows are cut
 is no part of a result, so windows are joined again when they are read back. Beyond
 a bound of bytes the journal lies in a file of its own, which nobody else sees and
-which is gone with it.
+which is gone with it. Where the disk does not take that, the journal ends: as long as
+no worker is lost, nobody needs it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +37,8 @@ class Journal:
     def __init__(self, held_bytes: int = HELD_BYTES) -> None:
         self._file = tempfile.SpooledTemporaryFile(max_size=held_bytes)  # noqa: SIM115 - open as long as the worker lives
         self._last_ns = -1
+        self.wrong = ""
+        """Why it has not all that was told, "" while it has."""
 
     def append(self, horizon_ns: int, mail: Mail) -> None:
         """Keep a window. One that is asked for again without mail, because it was not done, is kept once."""
@@ -42,13 +46,19 @@ class Journal:
             return
         self._last_ns = horizon_ns
         letters = [letter for messages in mail.values() for letter in messages]
-        self._file.seek(0, os.SEEK_END)
-        self._file.write(packed((horizon_ns, letters)))
+        if self.wrong:
+            return
+        try:
+            self._file.seek(0, os.SEEK_END)
+            self._file.write(packed((horizon_ns, letters)))
+        except OSError as error:
+            self.wrong = f"{tempfile.gettempdir()}: {error.strerror or error}"
+            self.close()
 
     def windows(self, together_bytes: int = TOGETHER_BYTES) -> Iterator[Window]:
         """What was kept, joined to as few windows as ``together_bytes`` of mail in each allow.
 
-        Nothing may be appended while somebody reads.
+        Nothing may be appended while somebody reads, and nobody may read where something is ``wrong``.
         """
         self._file.seek(0)
         letters: list[Message] = []
@@ -65,7 +75,8 @@ class Journal:
 
     def close(self) -> None:
         """Forget everything."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written is still in a buffer
+            self._file.close()
 
 
 def _by_receiver(letters: list[Message]) -> Mail:

@@ -32,6 +32,14 @@ class Drain:
             return "complete"
         return "incomplete: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(left.items()))
 
+    def is_over(self, outcome: Outcome | None, now_ns: int) -> None:
+        """One of the moves that it waits for has ended so; None for one by which a VM was to come."""
+        if outcome is not None:
+            self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+        self.waiting -= 1
+        if not self.waiting:
+            self.ended_ns = now_ns
+
 
 @dataclass(slots=True)
 class MigrationPlans:
@@ -84,18 +92,39 @@ class MigrationPlans:
     def _drain(self, host: str, now_ns: int) -> None:
         drain = Drain(host, now_ns)
         self.drains.append(drain)
+        placement, under_way = self.live.placement, self.live.under_way()
+        placement.close(host)
         # No VM is moved to a host that is emptied too, also if that is asked for at the same instant.
         emptied = frozenset(plan.host for plan in self._planned_drains if plan.at <= now_ns)
-
-        def over(one: Migration, ended_ns: int) -> None:
-            drain.outcomes[one.outcome] = drain.outcomes.get(one.outcome, 0) + 1
-            drain.waiting -= 1
-            if not drain.waiting:
-                drain.ended_ns = ended_ns
-
-        vms = self.live.placement.on(host)
+        moves = {one.order.vm: one for one in under_way if host in (one.source, one.destination)}
+        vms = [*placement.on(host), *(vm for vm, one in moves.items() if one.destination == host)]
         drain.waiting = len(vms)
         if not vms:
             drain.ended_ns = now_ns
         for vm in vms:
-            self.live.order(MigrationOrder(vm, drain=host), now_ns, over, emptied)
+            if (one := moves.get(vm)) is None:
+                self._move_off(drain, vm, emptied, now_ns)
+            else:
+                self._wait_for(drain, one, emptied)
+
+    def _move_off(self, drain: Drain, vm: str, emptied: frozenset[str], now_ns: int) -> None:
+        self.live.order(
+            MigrationOrder(vm, drain=drain.host), now_ns, lambda one, at_ns: drain.is_over(one.outcome, at_ns), emptied
+        )
+
+    def _wait_for(self, drain: Drain, one: Migration, emptied: frozenset[str]) -> None:
+        """A VM is coming or going already: where it is left on the host, the drain moves it then."""
+        before = one.over
+
+        def look(now_ns: int) -> None:
+            if self.live.placement.host_of(one.order.vm) == drain.host:
+                self._move_off(drain, one.order.vm, emptied, now_ns)
+            else:
+                drain.is_over(one.outcome if one.source == drain.host else None, now_ns)
+
+        def over(ended: Migration, ended_ns: int) -> None:
+            if before is not None:
+                before(ended, ended_ns)
+            self._enter(ended_ns, look)  # When whoever else waits for its end has done what it will.
+
+        one.over = over

@@ -96,6 +96,8 @@ class FirstFit:
     _placed: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
     _kept: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
     """Second places of VMs that migrate."""
+    _closed: frozenset[str] = frozenset()
+    """Hosts for those alone who name them."""
     _is_mixed: bool = field(init=False)
     """Whether there are processors of several kinds."""
 
@@ -135,12 +137,17 @@ class FirstFit:
         places[guest.name] = (account, guest)
         return account.name
 
+    def close(self, host: str) -> None:
+        """Give no place on a host any more to a VM that does not name it."""
+        self._closed |= {host}
+
     def _found(self, guest: GuestSpec, pin: str | None, excluded: frozenset[str], first: int) -> int | None:
         """The host that is named, if it takes the VM, or else the first from ``first`` on and round."""
         if pin is not None:
             number = self._numbers.get(pin)
             free = number is not None and pin not in excluded and self.accounts[number].takes(guest)
             return number if free else None
+        excluded = excluded | self._closed if self._closed else excluded
         found = self._index.first(guest, first, len(self.accounts), excluded)
         return self._index.first(guest, 0, first, excluded) if found is None and first else found
 

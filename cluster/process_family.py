@@ -62,6 +62,12 @@ def is_alive(process: Process) -> bool:
     return fields is not None and int(fields[_START]) == start
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a live process stands still until somebody has it go on (SIGSTOP), or traces it."""
+    fields = _stat(pid)
+    return fields is not None and fields[_STATE] in "Tt"
+
+
 def _stat(pid: int) -> list[str] | None:
     """The fields of a live process; one that only waits for its parent to notice its end (``Z``) is none."""
     try:

@@ -47,7 +47,7 @@ from cluster.errors import ToolError, UserError
 from cluster.held_signals import HeldSignals
 from cluster.last_words import LastWords
 from cluster.machine import cores
-from cluster.process_family import Process, end_of, family, process_of
+from cluster.process_family import Process, end_of, family, is_stopped, process_of
 from cluster.ray_environment import TOKENS, clean_environment, short_folder
 from cluster.ray_folder import new_folder
 from cluster.ray_start import our_handlers, watchable
@@ -56,6 +56,8 @@ from cluster.time_bound import within
 OBJECT_STORE_BYTES = 100 << 20
 LOOK_S = 1.0
 """How often Ray's own daemons are looked after: without them Ray would wait a minute, then end this process."""
+STILL_S = 10.0
+"""How long one of them may stand still (SIGSTOP): whoever waits for it would wait for ever."""
 CONNECT_S = 30.0
 """How long Ray may take to join a cluster that was there a moment ago; by itself it would try for minutes."""
 LEAVE_S = 5.0
@@ -269,6 +271,8 @@ class RayCluster(Actors):
         """Functions of Ray's that are silent meanwhile."""
         self._processes: frozenset[Process] = frozenset()
         self._looked_s = 0.0
+        self._still: dict[str, float] = {}
+        """Daemons that were seen to stand still, and since when."""
 
     def __enter__(self) -> Self:
         return self
@@ -425,7 +429,7 @@ class RayCluster(Actors):
         self._arrived(actor)
         asked = self._places.pop(actor, None)
         (place,) = [None] if asked is None else Actors.settled(self, [asked], 0)
-        if self._dead_daemon() is None:
+        if self._is_well():
             super().kill(actor)
         if not isinstance(place, Whereabouts):
             return
@@ -465,13 +469,27 @@ class RayCluster(Actors):
         self.remember_processes()
         if (kind := self._dead_daemon()) is not None:
             raise ClusterLostError(f"Ray's process {kind} ended unexpectedly")
+        self._still = {kind: self._still.get(kind, now_s) for kind in self._stopped_daemons()}
+        for kind, since_s in self._still.items():
+            if now_s - since_s >= STILL_S:
+                raise ClusterLostError(f"Ray's process {kind} has stood still for {now_s - since_s:.0f} s")
         if self.address is not None and not self._ray.is_initialized():
             raise ClusterLostError(f"{self.address}: the cluster closed the connection")
 
     def _dead_daemon(self) -> str | None:
-        """One of our Ray's daemons that is gone. Ray, asked then to end an actor, waits a minute and ends us."""
+        """One of our Ray's daemons that is gone."""
         node = getattr(self._ray._private.worker, "_global_node", None)  # noqa: SLF001 - Ray tells nobody else
         return None if node is None else next((kind for kind, _ in node.dead_processes()), None)
+
+    def _stopped_daemons(self) -> list[str]:
+        """Our Ray's daemons that stand still at present."""
+        node = getattr(self._ray._private.worker, "_global_node", None)  # noqa: SLF001 - Ray tells nobody else
+        daemons = {} if node is None else node.all_processes
+        return [kind for kind, found in daemons.items() if any(is_stopped(one.process.pid) for one in found)]
+
+    def _is_well(self) -> bool:
+        """Whether our Ray may be asked to end something: without a daemon it waits, and ends us after a minute."""
+        return self._dead_daemon() is None and not self._stopped_daemons()
 
     def close(self) -> None:
         """End our actors, and our Ray if it is ours; wait for every process of it, and take its files away."""
@@ -484,7 +502,7 @@ class RayCluster(Actors):
 
     def _end(self) -> None:
         processes = self._processes | self._family()
-        if self._dead_daemon() is None:
+        if self._is_well():
             for actor in self._actors:
                 super().kill(actor)
         else:
@@ -494,7 +512,7 @@ class RayCluster(Actors):
         end_of(processes, LEAVE_S)
         for name, function in self._theirs.items():
             setattr(self._ray._private.worker, name, function)  # noqa: SLF001
-        self._actors, self._places, self._kinds, self._code = {}, {}, {}, None
+        self._actors, self._places, self._kinds, self._code, self._still = {}, {}, {}, None, {}
         self._losses.clear()
         self._arriving.clear()
         self._processes, self._ray = frozenset(), None

@@ -64,6 +64,11 @@ class RestingHost:
         """A message makes it real."""
         self._made().deliver(messages)
 
+    @property
+    def events(self) -> int:
+        """None, while it rests."""
+        return 0 if self._real is None else self._real.events
+
     def next_event_ns(self) -> int:
         """Never, while it rests."""
         return NEVER if self._real is None else self._real.next_event_ns()

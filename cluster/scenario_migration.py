@@ -114,7 +114,10 @@ class MigrationPlan(ScenarioPart):
 
 
 class DrainPlan(ScenarioPart):
-    """A host that is to be emptied: every VM on it moves elsewhere, as far as it can."""
+    """A host that is to be emptied: every VM on it, or on its way there, moves elsewhere, as far as it can.
+
+    From then on it takes nobody who does not name it.
+    """
 
     host: Name
     at: Duration

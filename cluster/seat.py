@@ -149,7 +149,7 @@ class Seat:
         return ""
 
     def lose(self, why: str) -> None:
-        """Its worker is gone. Raises WorkerLostError if that happens here again and again."""
+        """Its worker is gone. Raises WorkerLostError if that happens here again and again, or nobody can follow it."""
         if self._actor is not None:
             self._cluster.kill(self._actor)
         self.vacate()
@@ -161,6 +161,13 @@ class Seat:
         if self._losses_in_a_row > MOST_LOSSES:
             times = f"{self._losses_in_a_row} times in a row, about {DURATION.about(self._lost_at_ns)}"
             raise WorkerLostError(f"{self.name} was lost {times} of virtual time: {why}")
+        if self.untold:
+            raise WorkerLostError(f"{self.name} was lost: {why}; {self.untold}")
+
+    @property
+    def untold(self) -> str:
+        """Why another worker could not be told what was told, "" where it can."""
+        return self._journal.wrong and f"what it was told could not be kept for another: {self._journal.wrong}"
 
     def vacate(self) -> None:
         """Nobody sits there any more."""

@@ -151,6 +151,10 @@ class Shard:
         """Rows by entity and table."""
         return {name: entity.collect(end_ns) for name, entity in self._entities.items()}
 
+    def loads(self) -> list[int]:
+        """Events that each entity has done so far, in their order."""
+        return [entity.events for entity in self._entities.values()]
+
     def gauges(self) -> dict[str, dict[str, float]]:
         """Live figures by entity."""
         return {name: entity.gauges() for name, entity in self._entities.items()}

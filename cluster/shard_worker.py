@@ -79,6 +79,11 @@ class ShardWorker:
         with _errors_that_cross():
             return _gathered(self._shard.collect(end_ns))
 
+    def loads(self) -> list[int]:
+        """Events that each entity has done so far."""
+        assert self._shard is not None
+        return self._shard.loads()
+
     def gauges(self) -> dict[str, dict[str, float]]:
         """Live figures by entity."""
         assert self._shard is not None

@@ -2,12 +2,13 @@
 
 A call to workers takes as long as the busiest of them works, and what it costs to
 ask and to answer. With other numbers of workers the same work is shared otherwise,
-no more evenly than it is now, and asking costs the same.
+no more evenly than it is now, and asking costs the same. One process alone does not know how evenly: it is
+taken to be shared as its hosts' events would be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 ENOUGH_S = 1.0
@@ -27,6 +28,8 @@ class WorkerAdvice:
     """Workers of Ray; 0 for layout inline."""
     hosts: int
     cores: int
+    loads: Callable[[], Sequence[int]] = tuple
+    """Events of each host so far, in the order in which hosts are dealt out; () where nobody knows."""
     text: str = ""
     _calls: int = 0
     _wall_s: float = 0.0
@@ -55,7 +58,8 @@ class WorkerAdvice:
 
     def _advice(self) -> str:
         most = max(1, min(self.cores, self.hosts))
-        choices = {0: self._busy_s} | {workers: self._expected_s(workers) for workers in range(1, most + 1)}
+        loads = self.loads() if self.workers <= 1 else ()
+        choices = {0: self._busy_s} | {workers: self._expected_s(workers, loads) for workers in range(1, most + 1)}
         best = min(choices, key=lambda workers: (choices[workers], workers))
         gain = self._wall_s / choices[best]
         if best == self.workers or gain < WORTH:
@@ -63,10 +67,12 @@ class WorkerAdvice:
         name = f"layout packed with {best} worker{'s' * (best > 1)}" if best else "layout inline"
         return f"{name} would be about {gain:.1f} times as fast, once it is up ({self._spent()})"
 
-    def _expected_s(self, workers: int) -> float:
+    def _expected_s(self, workers: int, loads: Sequence[int]) -> float:
         """Wall time of the same calls with so many workers."""
         asking_s = RAY_CALL_S * self._calls if not self.workers else max(0.0, self._wall_s - self._longest_s)
-        # The share of the work that nobody else could do meanwhile (Amdahl); one worker says nothing of that.
+        if whole := sum(loads):
+            return self._busy_s * max(sum(loads[number::workers]) for number in range(workers)) / whole + asking_s
+        # The share of the work that nobody else could do meanwhile (Amdahl).
         alone = 0.0
         if self.workers > 1 and self._busy_s:
             alone = min(1.0, max(0.0, (self._longest_s * self.workers / self._busy_s - 1) / (self.workers - 1)))

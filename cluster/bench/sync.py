@@ -38,6 +38,11 @@ class Chatterbox:
         """Its name."""
         return self._name
 
+    @property
+    def events(self) -> int:
+        """Words so far."""
+        return self._sequence
+
     def deliver(self, messages: tuple[Message, ...]) -> None:
         """Mail is taken and thrown away."""
 

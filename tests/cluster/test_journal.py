@@ -1,5 +1,9 @@
 """A journal gives back what was told: all mail, up to the same horizon, from memory or from disk."""
 
+import tempfile
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,12 +71,36 @@ def test_what_is_read_back_can_be_gone_on_with() -> None:
     assert list(journal.windows(together_bytes=1)) == [first, second]
 
 
+def test_a_journal_that_was_read_in_part_loses_nothing_when_it_goes_on() -> None:
+    first, second, third = windows = told([(5, [("host-1", bytes(1 << 20))])] * 3)
+    journal = Journal()
+    journal.append(*first)
+    journal.append(*second)
+    assert next(journal.windows(together_bytes=1)) == first  # and then this worker was lost too
+    journal.append(*third)
+    assert list(journal.windows(together_bytes=1)) == windows
+
+
+def test_a_disk_that_is_full_ends_the_journal_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda *_, **__: Path("/dev/full").open("w+b"))  # noqa: SIM115 - the journal closes it
+    journal = Journal(held_bytes=100_000)
+    small, large, more = told([(5, [("host-1", bytes(size))]) for size in (10, 100_000, 10)])
+    journal.append(*small)
+    assert journal.wrong == ""
+    journal.append(*large)
+    journal.append(*more)
+    assert journal.wrong == f"{tempfile.gettempdir()}: No space left on device"
+    journal.close()
+
+
 def test_a_window_that_took_several_calls_is_kept_once() -> None:
     journal = Journal()
     (window,) = told([(7, [("host-2", b"x")])])
     journal.append(*window)
+    once_bytes = journal._file.tell()
     journal.append(window[0], {})
     journal.append(window[0], {})
+    assert journal._file.tell() == once_bytes
     assert list(journal.windows(together_bytes=1)) == [window]
 
 

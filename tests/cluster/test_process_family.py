@@ -1,13 +1,14 @@
 """Who is below whom, and an end to all of them."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-from cluster.process_family import end_of, family
+from cluster.process_family import end_of, family, is_stopped
 
 PARENT = "import subprocess, sys, time; subprocess.Popen(['sleep', '600']); print('up', flush=True); time.sleep(600)"
 
@@ -28,6 +29,16 @@ def test_a_family_is_a_process_and_all_below_it(parent: "subprocess.Popen[str]")
     assert len(family([parent.pid])) == 2
     assert family([parent.pid]) < family([os.getpid()])
     assert family([]) == frozenset()
+
+
+def test_one_that_was_stopped_is_told_from_one_that_waits(parent: "subprocess.Popen[str]") -> None:
+    assert not is_stopped(parent.pid)
+    parent.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, parent.pid, os.WSTOPPED | os.WNOWAIT)
+    assert is_stopped(parent.pid)
+    parent.send_signal(signal.SIGCONT)
+    os.waitid(os.P_PID, parent.pid, os.WCONTINUED | os.WNOWAIT)
+    assert not is_stopped(parent.pid)
 
 
 def test_one_that_lost_its_parent_is_ended_too(parent: "subprocess.Popen[str]") -> None:

@@ -141,16 +141,19 @@ def test_an_actor_ends_its_own_actors(cluster: RayCluster) -> None:
 
 
 HEADLESS = """
-import os, signal, time
+import os, signal, sys, time
+from cluster import ray_cluster
 from cluster.process_family import family
 from cluster.ray_cluster import ClusterLostError, RayCluster
 from test_ray_cluster import LONG_S, Counter, program_of
 
+ray_cluster.STILL_S = 1.0
+victim, number = sys.argv[1].encode(), int(sys.argv[2])
 cluster = RayCluster()
 cluster.start(2)
 cluster.answers([cluster.spawn(Counter, 0).call("add", 1)], LONG_S)
-(head,) = (pid for pid, _ in family([os.getpid()]) if b"gcs_server" in program_of(pid))
-os.kill(head, signal.SIGKILL)
+(daemon,) = (pid for pid, _ in family([os.getpid()]) if victim in program_of(pid))
+os.kill(daemon, number)
 pending = cluster.spawn(Counter, 0)
 try:
     cluster.answers([pending.call("add", 1)], LONG_S)
@@ -164,16 +167,25 @@ print("left" if time.monotonic() - began < LONG_S / 2 else "waited")
 
 
 @pytest.mark.ray
-def test_a_head_that_is_gone_is_not_asked_to_end_actors() -> None:
-    """It would be waited for a minute, and then Ray would end the process, which therefore is one of its own."""
+@pytest.mark.parametrize(
+    ("daemon", "struck", "why"),
+    [("gcs_server", signal.SIGKILL, "ended unexpectedly"), ("raylet", signal.SIGSTOP, "has stood still for ")],
+)
+def test_a_daemon_that_is_gone_or_stands_still_is_not_asked_to_end_actors(
+    daemon: str, struck: int, why: str
+) -> None:
+    """It would be waited for a minute, and then Ray would end the process, which therefore is one of its own.
+
+    For one that stands still Ray would wait for ever.
+    """
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (here.parents[1], here)))}
     ran = subprocess.run(
-        [sys.executable, "-c", HEADLESS], env=environment, stdout=subprocess.PIPE, text=True, timeout=4 * LONG_S,
-        check=False,
+        [sys.executable, "-c", HEADLESS, daemon, str(int(struck))], env=environment, stdout=subprocess.PIPE, text=True,
+        timeout=4 * LONG_S, check=False,
     )  # fmt: skip
     *lost, end = ran.stdout.splitlines()
-    assert "gcs_server ended unexpectedly" in "".join(lost)
+    assert f"Ray's process {daemon} {why}" in "".join(lost)
     assert end == "left"
 
 

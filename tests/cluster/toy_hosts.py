@@ -76,6 +76,7 @@ class ToyHost:
         self._sequence = 0
         self._received = 0
         self._due: list[int] = []
+        self.events = 0
         if toy.tick:
             self.env.process(self._ticks())
         if toy.speak:
