@@ -83,6 +83,17 @@ def test_a_flow_that_is_broken_off_has_moved_what_its_rate_says_and_gives_its_sh
     assert run_out(fabric) == {"two": 1100 * MS}
 
 
+def test_what_a_flow_gives_back_reaches_flows_that_never_met_it():
+    """As above; when the long flow is gone, the second one has its link alone, and the third what that leaves it."""
+    fabric = Fabric(leaf_spine({"a": 9 * GB, "b": 0.5 * GB, "c": 1 * GB, "d": 9 * GB}, 1, 1.0), MS)
+    for name in ("a-b", "c-b", "c-d"):
+        fabric.start(name, *name.split("-"), GB, 0)
+    fabric.advance(0)
+    fabric.cancel("a-b", 5 * MS)
+    fabric.advance(5 * MS)
+    assert [fabric.rate(name) for name in ("c-b", "c-d")] == [0.5 * GB, 0.5 * GB]
+
+
 def test_nothing_to_send_is_there_at_once():
     fabric = Fabric(star({"a": GB, "b": GB}), MS)
     fabric.start("none", "a", "b", 0, 5)

@@ -29,6 +29,13 @@ def test_the_oldest_goes_first():
     assert admission.release("a", "b") == ["4"]
 
 
+def test_the_oldest_goes_first_whichever_host_it_waited_for():
+    admission = Admission(1, 1)
+    asked = [admission.ask(name, *hosts) for name, hosts in (("1", "ab"), ("2", "bc"), ("3", "ad"))]
+    assert asked == [True, False, False]
+    assert admission.release("a", "b") == ["2"]
+
+
 def test_one_that_is_not_wanted_any_more_is_never_named():
     admission = Admission(1, 0)
     admission.ask("1", "a", "b")

@@ -10,7 +10,7 @@ from toy_guests import GENERATIONS, MIX, SECOND, final_state, guest_spec, look, 
 
 from node.generation import Generation
 from node.guest import GuestState
-from node.migration_frames import frames_of, page_digests
+from node.migration_frames import NO_SESSION, PageDigests, Stream, frames_of, page_digests
 from node.migration_loads import StreamRates
 from node.migration_refusal import REFUSALS, MigrationRefusal
 from node.operations import BLOCK_BYTES, BlockWrite, Read, Shutdown, Write
@@ -164,6 +164,10 @@ def test_bytes_changed_with_their_checksum_are_caught_by_the_comparison_of_pages
     wrong = arrive(there, "vm", frames_of(forged), page_digests(what.state.pages), what.books)
     assert wrong == f"page {gpa:#x}: expected the source's bytes, got others"
     assert there.guests["vm"].state is GuestState.ARRIVING
+    # In one process no frames are made, and what is compared are the pages themselves.
+    near = make_host()
+    assert place(near, guest.spec) is None
+    assert arrive(near, "vm", Stream(forged, NO_SESSION), PageDigests(what.state.pages), what.books) == wrong
 
 
 @pytest.mark.parametrize("generation", [one for one in GENERATIONS if one in REFUSALS])

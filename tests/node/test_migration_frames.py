@@ -169,6 +169,7 @@ HEAD = ("vm", (True,), (), (0,))
         ([(1, HEAD), (3, ())], "frame 1: runs: expected 1 to 256"),
         ([(1, HEAD), (3, ((0, bytes(7)),))], "frame 1: run: expected an address and whole units of 4096 bytes"),
         ([(1, HEAD), (4, ((BLOCKS, bytes(PAGE)),))], "frame 1: lba: expected blocks below 1000"),
+        ([(1, HEAD), (4, ((5, bytes(PAGE)),)), (4, ((5, bytes(PAGE)),))], "frame 2: lba: expected blocks in ascending"),
         ([(1, HEAD), (5, (0, 0, 0))], "frame 1: registers: expected of 1 vCPUs, got 0"),
         ([(1, HEAD), (2, (0, bytes(PAGE))), (5, (3, 0, 0))], "frame 2: end: expected 0 pages, 0 blocks and 0 packets"),
     ],
@@ -178,6 +179,13 @@ def test_frames_that_are_well_formed_and_wrong_are_refused_by_field(bodies, line
     with pytest.raises(FrameError) as caught:
         back(frames)
     assert str(caught.value).startswith(line)
+
+
+def test_a_frame_that_is_too_long_is_refused_before_anybody_opens_it():
+    body = bytes(MOST_FRAME_BYTES)
+    frames = [forged(0, 1, ("vm", (True,), (), (0,))), forged(1, 3, ((0, body),))]
+    with pytest.raises(FrameError, match=rf"^frame 1: length: expected at most {MOST_FRAME_BYTES} bytes, got"):
+        back(frames)
 
 
 H, P = bytes(PacketHeader.SIZE), bytes(PAGE)
