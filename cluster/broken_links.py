@@ -67,7 +67,7 @@ def break_off(live: LiveMigrations, one: Migration, now_ns: int) -> int:
     moved = live.fabric.cancel(str(one.number), now_ns)
     one.wire_bytes -= round(one.flow_bytes * one.wire_ratio - moved)
     one.flows = False
-    return min(one.flow_bytes, int(moved / one.wire_ratio))
+    return min(one.flow_bytes, round(moved / one.wire_ratio))
 
 
 def end_flow(live: LiveMigrations, one: Migration, now_ns: int) -> None:

@@ -78,6 +78,8 @@ class ControlPlane:
     _entries: int = 0
     _sequence: int = 0
     _now_ns: int = 0
+    _moves_ns: int = -1
+    """When moves go on, as a step has just found; -1 after somebody was told."""
     _out: list[Message] = field(default_factory=list)
     traffic: GuestTraffic = field(init=False)
     migrations: LiveMigrations = field(init=False)
@@ -111,10 +113,12 @@ class ControlPlane:
         first = self._timeline[0][0] if self._timeline else NEVER
         if self.faults is not None:
             first = min(first, self.faults.next_event_ns(), self._late[0][0] if self._late else NEVER)
-        for queue in (self.updates.timeline, self.plans.timeline):
-            if queue and queue[0][0] < first:
-                first = queue[0][0]
-        return min(first, self.migrations.next_event_ns())
+        if updates := self.updates.timeline:
+            first = min(first, updates[0][0])
+        if planned := self.plans.timeline:
+            first = min(first, planned[0][0])
+        moves_ns, self._moves_ns = self._moves_ns, -1
+        return min(first, self.migrations.next_event_ns() if moves_ns < 0 else moves_ns)
 
     def step(self, now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """Answer the messages that arrived by ``now_ns``, then do what the timeline has for it."""
@@ -150,9 +154,12 @@ class ControlPlane:
             self.updates.advance(now_ns)
         if self.faults is not None:
             self.faults.advance(now_ns)
-        while (asked := planned and planned[0][0] <= now_ns) or migrations.next_event_ns() <= now_ns:
-            if asked:
+        while True:
+            if planned and planned[0][0] <= now_ns:
                 self.plans.advance(now_ns)
+            elif (moves_ns := migrations.next_event_ns()) > now_ns:
+                self._moves_ns = moves_ns
+                break
             migrations.advance(now_ns)
         if not self._out:
             return ()

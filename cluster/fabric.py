@@ -79,10 +79,11 @@ class Fabric:
             if there:
                 shared = True
             there[name] = flow
-        self._set_rate(name, flow, max(0.0, rate), now_ns)
+        end_ns = self._set_rate(name, flow, max(0.0, rate), now_ns)
         if shared:
             self._mark(path, now_ns)
-        self._look_ahead()
+        # Nothing else has changed.
+        self.next_event_ns = min(self.next_event_ns, end_ns, self._grid_point_ns)
 
     def cancel(self, name: str, now_ns: int) -> float:
         """Break a flow off; the bytes that it moved."""
@@ -126,14 +127,17 @@ class Fabric:
 
     def _take_out(self, name: str, flow: _Flow, now_ns: int) -> None:
         del self._flows[name]
-        others = False
+        others, moved = False, flow.size - flow.remaining
+        on_link, used_rate, used_bytes = self._on_link, self._used_rate, self.used_bytes
         for link in flow.path:
-            flows = self._on_link[link]
+            flows = on_link[link]
             del flows[name]
-            self.used_bytes[link] += flow.size - flow.remaining
-            # An empty link carries exactly nothing, whatever rounding left.
-            self._used_rate[link] = self._used_rate[link] - flow.rate if flows else 0.0
-            others = others or bool(flows)
+            used_bytes[link] += moved
+            if flows:
+                used_rate[link] -= flow.rate
+                others = True
+            else:
+                used_rate[link] = 0.0  # An empty link carries exactly nothing, whatever rounding left.
         if others:
             self._mark(flow.path, now_ns)
 
@@ -145,18 +149,21 @@ class Fabric:
         flow.remaining = max(0.0, flow.remaining - flow.rate * (now_ns - flow.updated_ns) / _NS)
         flow.updated_ns = now_ns
 
-    def _set_rate(self, name: str, flow: _Flow, rate: float, now_ns: int) -> None:
+    def _set_rate(self, name: str, flow: _Flow, rate: float, now_ns: int) -> int:
+        """Have a flow go on at a rate; when it ends so."""
+        used_rate, more = self._used_rate, rate - flow.rate
         for link in flow.path:
-            self._used_rate[link] += rate - flow.rate
+            used_rate[link] += more
         flow.rate = rate
         flow.epoch += 1
         if flow.remaining <= 0.0 or rate == _NO_CAP:
             end_ns = now_ns
         elif rate <= 0.0:
-            return
+            return NEVER
         else:
             end_ns = now_ns - int(-flow.remaining * _NS / rate // 1)
         heapq.heappush(self._ends, (end_ns, flow.number, flow.epoch, name))
+        return end_ns
 
     def _reshare(self, now_ns: int) -> None:
         self._grid_point_ns = NEVER

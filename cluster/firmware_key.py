@@ -12,6 +12,7 @@ from node.firmware_image import (
     find_firmware_image,
     laboratory_image,
     read_firmware_image,
+    verifier_image,
 )
 from node.svsm_memory import serves_svsm
 
@@ -20,10 +21,15 @@ AUTO = "auto"
 AUTO_ON_SVSM = "auto on SVSM"
 """The same, for a machine with an SVSM: OVMF builds that know nothing of one are passed over."""
 
+VERIFIER = "auto verifier"
+"""What stands for a small verifier, for a machine that a small monitor starts."""
+
 
 @cache
 def firmware_image(key: str) -> FirmwareImage:
     """The image of a firmware key, read once in a process."""
+    if key == VERIFIER:
+        return verifier_image()
     if key not in (AUTO, AUTO_ON_SVSM):
         return read_firmware_image(Path(key))
     image = find_firmware_image()

@@ -28,6 +28,8 @@ class HostIndex:
     def __init__(self, accounts: Sequence[HostAccount], firmware_bytes: int) -> None:
         self._accounts = accounts
         self._firmware_bytes = firmware_bytes
+        self._changed: dict[int, None] = {}
+        """Hosts that changed since somebody searched."""
         self._size = size = 1 << max(0, len(accounts) - 1).bit_length()
         self._bytes = [_NONE] * (2 * size)
         self._vcpus = [_NONE] * (2 * size)
@@ -70,19 +72,25 @@ class HostIndex:
 
     def changed(self, number: int) -> None:
         """The host with this number has more left now, or less; its generations are what they were."""
-        node = self._size + number
-        if not self._set(node, self._accounts[number]):
-            return
-        while node > 1:
-            node //= 2
-            if not self._gather(node):
-                return
+        self._changed[number] = None
+
+    def _catch_up(self) -> None:
+        """Tell the nodes above hosts that have changed: only who searches wants to know."""
+        for number in self._changed:
+            node = self._size + number
+            above = self._set(node, self._accounts[number])
+            while above and node > 1:
+                node //= 2
+                above = self._gather(node)
+        self._changed.clear()
 
     def first(self, guest: GuestSpec, begin: int, end: int, excluded: frozenset[str]) -> int | None:
         """The first host from ``begin`` to before ``end`` that takes a VM and is not excluded; None for none."""
         size, accounts = self._size, self._accounts
         if begin < end and accounts[begin].name not in excluded and accounts[begin].takes(guest):
             return begin  # As in most searches that begin anywhere.
+        if self._changed:
+            self._catch_up()
         need_bytes, need_vcpus = guest.memory_bytes + self._firmware_bytes, guest.vcpus
         bit, asids = _BITS[guest.generation], self._asids.get(ASID_KINDS.get(guest.generation, guest.generation))
         free_bytes, free_vcpus, masks = self._bytes, self._vcpus, self._masks

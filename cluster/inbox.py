@@ -26,6 +26,7 @@ class Inbox:
         self._env = env
         self._receive = receive
         self._waiting: list[Message] = []
+        self._queue = env._queue  # noqa: SLF001 - ``peek`` is a call for each look at it
 
     @property
     def next_ns(self) -> int:
@@ -35,7 +36,7 @@ class Inbox:
     @property
     def next_event_ns(self) -> int:
         """Time of the next message or local event, ``NEVER`` if there is none."""
-        queue, waiting = self._env._queue, self._waiting  # noqa: SLF001 - ``peek`` is a call for each look at it
+        queue, waiting = self._queue, self._waiting
         event_ns = int(queue[0][0]) if queue else NEVER
         return waiting[0].time_ns if waiting and waiting[0].time_ns < event_ns else event_ns
 
@@ -52,8 +53,7 @@ class Inbox:
 
         How many were done, then ``next_event_ns`` and ``next_ns`` as they are after that.
         """
-        env, waiting, receive = self._env, self._waiting, self._receive
-        queue = env._queue  # noqa: SLF001 - as above
+        env, waiting, queue = self._env, self._waiting, self._queue
         done = 0
         while done < event_budget:
             if waiting and (not queue or waiting[0][0] <= queue[0][0]):
@@ -61,9 +61,9 @@ class Inbox:
                 if now >= horizon_ns:
                     break
                 env._now = now  # noqa: SLF001 - nothing is planned before; an event for each letter would say the same
-                receive(heappop(waiting))
+                self._receive(heappop(waiting))
                 while waiting and waiting[0][0] == now:
-                    receive(heappop(waiting))
+                    self._receive(heappop(waiting))
             elif queue and queue[0][0] < horizon_ns:
                 # What ``env.step`` does, without a call for each event.
                 env._now, _, _, event = heappop(queue)  # noqa: SLF001 - as above

@@ -185,8 +185,9 @@ class LiveMigrations:
 
     def _enter(self, one: Migration, phase: Phase, now_ns: int) -> None:
         if phase is not one.phase:
+            one.phase = phase
             one.history.append((phase, now_ns))
-        one.phase, one.silence = phase, 0
+        one.silence = 0
         if self.patience.again_after_ns and phase is not Phase.SOURCE:
             one.unanswered = AWAITED.get(phase, frozenset())
             heapq.heappush(self._again, (now_ns + self.patience.again_after_ns, one.number, phase))

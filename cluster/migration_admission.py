@@ -25,6 +25,8 @@ class Admission:
     _total: int = 0
     _lines: dict[str, list[tuple[int, str, str, str]]] = field(default_factory=dict)
     _came: int = 0
+    _waiting: int = 0
+    """How many stand in lines."""
 
     def ask(self, name: str, source: str, destination: str) -> bool:
         """Whether a migration may begin now; if not it stands in line, and ``release`` will name it."""
@@ -36,11 +38,14 @@ class Admission:
         self._total -= 1
         for host in (source, destination):
             self._active[host] -= 1
+        if not self._waiting:
+            return []
         admitted: list[tuple[int, str]] = []
         keys = (_FLEET, source, destination)
         while waiting := [(line[0], key) for key in keys if (line := self._lines.get(key)) and self._free(key)]:
             first, key = min(waiting)
             heapq.heappop(self._lines[key])
+            self._waiting -= 1
             if self._try(first):
                 admitted.append(first[:2])
         return [name for _, name in sorted(admitted)]
@@ -51,6 +56,7 @@ class Admission:
             for entry in line:
                 if entry[1] == name:
                     line.remove(entry)
+                    self._waiting -= 1
                     heapq.heapify(line)
                     return
 
@@ -74,4 +80,5 @@ class Admission:
             active[source], active[destination] = at_source + 1, at_destination + 1
             return True
         heapq.heappush(self._lines.setdefault(key, []), entry)
+        self._waiting += 1
         return False

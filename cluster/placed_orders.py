@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from cluster.control_plane import Order
-from cluster.firmware_key import AUTO, AUTO_ON_SVSM
+from cluster.firmware_key import AUTO, AUTO_ON_SVSM, VERIFIER
 from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
 from cluster.scenario import HOST_MODEL, MEMORY_DISK, HostInstance, Scenario, ScenarioError, instance_names
 from cluster.scenario_costs import scenario_costs
 from cluster.trace_orders import trace_orders
 from node.agent_transfer import BY_AGENT
+from node.boot_phases import BootPath
 from node.generation import CAPABILITIES, Generation
 from node.guest import GuestSpec
 from node.guest_memory_map import SMALLEST_GUEST_BYTES
@@ -67,7 +68,9 @@ def _wanted(scenario: Scenario) -> Iterator[tuple[Order, bool]]:
     for group in scenario.vms:
         # What all machines of a group have in common is worked out once, for there may be a hundred thousand.
         kernel, program, networked = group.kernel.settings, group.program, group.networked
-        firmware = AUTO_ON_SVSM if group.svsm and group.firmware == AUTO else group.firmware
+        firmware = group.firmware
+        if firmware == AUTO:
+            firmware = AUTO_ON_SVSM if group.svsm else VERIFIER if kernel.boot is BootPath.DIRECT else AUTO
         disk, runs = "" if group.disk == MEMORY_DISK else group.disk, group.start == "running"
         policy = int(sum(LegacyPolicy[bit] for bit in set(group.sev_policy)))
         model = "" if group.cpu_model == HOST_MODEL else group.cpu_model

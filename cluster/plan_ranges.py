@@ -33,7 +33,7 @@ def plan_ranges(
     """The ranges of what a planner came to; ``tried`` is told which row is next."""
     read = planner.read
     swings = []
-    for row in swept_rows(scenario):
+    for row in swept_rows(scenario, scenario.host_instances[0].product.name):
         if row.name not in read or row.sweep is None:
             continue
         if tried is not None:

@@ -243,6 +243,8 @@ class Precopy:
         """Distinct bytes written since the log was read last, at most all memory."""
         passed_s = (now_ns - self._looked_ns) * 1e-9
         self._looked_ns = now_ns
+        if not self._pools:
+            return min(self.memory_bytes, self._unsent_bytes)
         for number, pool in enumerate(self._pools):
             before, size = self._dirty[number], float(pool.working_set_bytes)
             if before < size:

@@ -196,7 +196,8 @@ class SweptRun:
             for vm in on[host.name]:
                 here.infer_backing(self._machines[vm])
                 self._hosts[vm] = here
-        self._rows: Sequence[Cost] = swept_rows(scenario)
+        products = sorted({host.product for host in scenario.hosts})
+        self._rows: Mapping[str, Sequence[Cost]] = {name: swept_rows(scenario, name) for name in products}
         self._found: dict[str, SweptTimes] = {}
 
     @property
@@ -211,7 +212,7 @@ class SweptRun:
             machine, before = self._machines[vm], _Books(self._hosts[vm], self._machines[vm])
             read = self._hosts[vm].prices.read | machine.rows.keys()
             ends = {}
-            for row in self._rows:
+            for row in self._rows[self._hosts[vm].prices.product.name]:
                 if row.name in read and row.sweep is not None:
                     low, high = (before.under((row.name, end)) for end in row.sweep)
                     if not low == high == machine.times:

@@ -9,12 +9,14 @@ acts as soon as its time is before it. The same messages meet the same events in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
 from cluster.entity import NEVER, Entity, Message
 from cluster.inbox import ProtocolViolationError
 from cluster.slices import CALL_S, SLICE_EVENTS, SLICE_S, Slices
+
+_NOBODY = ""
 
 
 class Stretch(NamedTuple):
@@ -38,14 +40,16 @@ class Together:
         self._slices = Slices()
         self._next = {name: entity.next_event_ns() for name, entity in entities.items()}
         self._first = [(time_ns, name) for name, time_ns in self._next.items() if time_ns != NEVER]
+        self._first.append((NEVER, _NOBODY))  # So that there is always a first.
+        self._next[_NOBODY] = NEVER
         heapify(self._first)
         self._promises = {name: max(self._next[name], one.earliest_output_ns()) for name, one in entities.items()}
         self._promised_ns = min(self._promises.values(), default=NEVER)
         """By all, when somebody last looked, or later."""
         self._acted_ns = 0
         """When the control plane acted last."""
-        self._since = 0
-        """How often one went on since."""
+        self._patience = max(1, len(entities))
+        """How often one may go on before somebody looks again."""
         self.busy_s = 0.0
         """Wall time of all calls, but for the control plane's."""
         self.calls = 0
@@ -75,17 +79,19 @@ class Together:
         entities, following, first, promises = self._entities, self._next, self._first, self._promises
         end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
         acts_ns, since_ns, done = control_ns, self._acted_ns, 0
+        promised_ns, patience = self._promised_ns, self._patience
         began_s = now_s = clock()
         end_s = now_s + CALL_S
         while True:
-            while first and following[first[0][1]] != first[0][0]:
+            next_ns, name = first[0]
+            if following[name] != next_ns:
                 heappop(first)
-            next_ns, name = first[0] if first else (NEVER, "")
-            silent_ns = self._promised_ns
-            silent_ns = max(silent_ns, next_ns)
+                continue
+            silent_ns = next_ns if next_ns > promised_ns else promised_ns  # noqa: FURB136 - half as dear as a call
             if acts_ns < silent_ns and acts_ns < end_ns:
-                since_ns = self._acted_ns = acts_ns
+                since_ns = acts_ns
                 acts_ns = act(acts_ns)
+                promised_ns = self._promised_ns
                 before_s, now_s = now_s, clock()
                 began_s += now_s - before_s
                 if until_acted:
@@ -94,17 +100,19 @@ class Together:
             if next_ns >= end_ns or now_s >= end_s:
                 break
             horizon_ns = min(end_ns, silent_ns + lookahead_ns)
-            heappop(first)
             promise_ns = promises[name]
             advance = entities[name].advance(horizon_ns, slices.events)
             reached_ns, next_ns, next_promise_ns, events, said = advance
-            if events == 0 or reached_ns > horizon_ns:
-                raise _broken(name, advance.events, horizon_ns, reached_ns)
+            if not events or reached_ns > horizon_ns:
+                raise _broken(name, events, horizon_ns, reached_ns)
             done += events
             following[name] = next_ns
-            if next_ns != NEVER:
-                heappush(first, (next_ns, name))
-            promises[name] = max(next_ns, next_promise_ns)  # Nothing is said without an event.
+            if next_ns == NEVER:
+                heappop(first)
+            else:
+                heapreplace(first, (next_ns, name))
+            # Nothing is said without an event.
+            promises[name] = next_ns if next_ns > next_promise_ns else next_promise_ns  # noqa: FURB136 - as above
             if said:
                 for message in said:
                     if message[0] < promise_ns:
@@ -115,13 +123,15 @@ class Together:
                         raise too_late(message)
                     heappush(heard, message)
                 acts_ns = min(acts_ns, heard[0][0])
-            self._since += 1
-            if self._since > len(entities):
+            patience -= 1
+            if not patience:
                 # Each has gone on about once: quiet fleets go far on what all promise, and it costs others little.
-                self._since, self._promised_ns = 0, min(promises.values())
+                patience, promised_ns = len(entities), min(promises.values())
+                self._promised_ns = promised_ns
             before_s, now_s = now_s, clock()
             if now_s - before_s > SLICE_S or slices.events < SLICE_EVENTS:
                 slices.learn(now_s - before_s)
+        self._acted_ns, self._patience = since_ns, patience
         self.busy_s += now_s - began_s
         self.calls += 1
         return Stretch(done, next_ns, acts_ns)

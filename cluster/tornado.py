@@ -27,10 +27,10 @@ class Swing:
     ends: Mapping[tuple[str, Generation], tuple[float, float]]
 
 
-def swept_rows(scenario: Scenario) -> list[Cost]:
-    """The rows with a sweep range, as the scenario's hosts take them, in the table's order."""
+def swept_rows(scenario: Scenario, product: str | None = None) -> list[Cost]:
+    """The rows with a sweep range, as all of a scenario's hosts take them, or those of a product, in table order."""
     table = scenario_costs(scenario)
-    products = sorted({host.product for host in scenario.hosts})
+    products = sorted({host.product for host in scenario.hosts}) if product is None else [product]
     own = [table.of_product(product) for product in products]
     rows = []
     for name in table:

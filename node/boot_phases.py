@@ -18,7 +18,7 @@ class BootPath(StrEnum):
     OVMF = "ovmf"
     """OVMF's phases, then a distribution's kernel, as QEMU starts them; QEMU's own start comes with them."""
     DIRECT = "direct"
-    """A small verifier checks a small kernel, decompresses and starts it, as SEVeriFast does."""
+    """A small monitor starts a verifier, which checks, decompresses and starts a small kernel, as SEVeriFast does."""
 
 
 BOOT_PHASES: Mapping[str, tuple[str, ...]] = {
@@ -27,7 +27,7 @@ BOOT_PHASES: Mapping[str, tuple[str, ...]] = {
         "boot.qemu_ns", "boot.ovmf_sec_ns", "boot.ovmf_pei_ns", "boot.ovmf_dxe_ns", "boot.ovmf_bds_ns",
         "boot.bzimage_ns", "boot.linux_ns",
     ),
-    BootPath.DIRECT: ("boot.verifier_ns", "boot.decompress_ns", "boot.linux_lupine_ns"),
+    BootPath.DIRECT: ("boot.firecracker_ns", "boot.verifier_ns", "boot.decompress_ns", "boot.linux_lupine_ns"),
 }  # fmt: skip
 """Rows of the cost table in the order in which they pass."""
 BOOT_WORK = frozenset(row for rows in BOOT_PHASES.values() for row in rows)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from node.laboratory_firmware import build_image
+from node.laboratory_firmware import VERIFIER_SECTIONS, build_image
 from node.ovmf import FOUR_GIB, MAX_IMAGE_BYTES, FirmwareImageError, OvmfTables, SectionType, parse_ovmf
 
 IMAGE_VARIABLE = "SEVFLEET_OVMF"
@@ -79,6 +79,11 @@ def firmware_image(data: bytes, origin: str, end: int = FOUR_GIB) -> FirmwareIma
 def laboratory_image() -> FirmwareImage:
     """The deterministic image of our own making."""
     return firmware_image(build_image(), LABORATORY_ORIGIN)
+
+
+def verifier_image() -> FirmwareImage:
+    """The same in place of a small verifier: less of it is launched."""
+    return firmware_image(build_image(sections=VERIFIER_SECTIONS), LABORATORY_ORIGIN)
 
 
 def read_firmware_image(path: Path, end: int = FOUR_GIB) -> FirmwareImage:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from node.boot_phases import BootPath
 from node.device_notice import Told
 from node.dirty_log import DirtyLog
 from node.disk_books import DiskBooks
@@ -68,7 +69,7 @@ class GuestSpec:
         machine = MachineSpec(
             self.name, self.generation, self.vcpus, self.memory_bytes, self.firmware, self.sev_features,
             self.svsm, self.owned, self.sev_policy, self.devices, self.migration_agent,
-            self.migration_handler, self.cpu_model, self.launched_on,
+            self.migration_handler, self.cpu_model, self.launched_on, self.kernel.boot is BootPath.DIRECT,
         )
         object.__setattr__(self, "machine", machine)
 

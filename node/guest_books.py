@@ -7,6 +7,7 @@ host it leaves, because the next one may have other cores.
 from __future__ import annotations
 
 from dataclasses import astuple
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
 from node.disk_books import DiskBooks
@@ -57,7 +58,7 @@ class GuestBooks(NamedTuple):
             guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
             guest.bytes_bounced, guest.copies, guest.disk.body() if guest.disk else (),
-            {mechanism: ns for mechanism, ns in mechanism_ns(guest).items() if ns},
+            dict(filter(itemgetter(1), mechanism_ns(guest).items())),
             {row: ns for row, ns in sorted(guest.row_ns.items()) if ns},
             [vcpu.elapsed_ns for vcpu in guest.vcpus],
             [retired(vcpu) for vcpu in guest.vcpus],
@@ -68,12 +69,12 @@ class GuestBooks(NamedTuple):
 
     def body(self) -> tuple[object, ...]:
         """As msgpack-able values."""
-        return tuple(self)
+        return self
 
     @classmethod
     def parse(cls, body: tuple[Any, ...]) -> GuestBooks:
         """The books back from their values."""
-        return cls(*body)
+        return body if isinstance(body, GuestBooks) else cls(*body)
 
     def open(self, guest: Guest) -> None:
         """Go on with these books for a VM that came."""

@@ -194,7 +194,9 @@ class Host:
                 self._enter(guest, entered)
             notice(guest)
             return
-        guest.least_left_ns = least_launch_ns(self.images[spec.firmware], spec.generation, self._cost)
+        guest.least_left_ns = least_launch_ns(
+            self.images[spec.firmware], spec.generation, self._cost, small_monitor=spec.machine.small_monitor
+        )
         self.tasks.promise(guest, self.now_ns)
 
         def is_through(entered: object) -> None:

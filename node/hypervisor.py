@@ -491,7 +491,11 @@ class Hypervisor:
         yield from self._assign(spec, record)
         yield (op.HostWork("psp.launch_region_ns"),)
         yield from self._update(spec, record, pages)
-        yield from self.must(SnpCommand.LAUNCH_FINISH, command, buffers.SnpLaunchFinish(gctx=gctx).pack())
+        if spec.small_monitor:
+            yield (op.HostWork("boot.firecracker_snp_ns"),)
+        finish = buffers.SnpLaunchFinish(gctx=gctx).pack()
+        done = op.PspCommand(SnpCommand.LAUNCH_FINISH, command, finish, with_rest=not spec.small_monitor)
+        expect_success((yield (done,)), done.command)
 
     def _assign(self, spec: MachineSpec, record: LaunchedVm) -> Task:
         """RMPUPDATE all of RAM to the guest: launched pages as Pre-Guest in 4 KiB, the rest as Guest-Invalid."""

@@ -13,26 +13,28 @@ from psp.commands import LegacyCommand, SnpCommand
 from psp.system_bus import PAGE_BYTES
 
 
-def least_launch_ns(firmware: FirmwareImage, generation: Generation, cost: HostOperationCost) -> int:
-    """A lower bound of what a launch keeps the security processor busy for."""
+def least_launch_ns(
+    firmware: FirmwareImage, generation: Generation, cost: HostOperationCost, *, small_monitor: bool = False
+) -> int:
+    """A lower bound of what a launch keeps the security processor busy for, by QEMU or by a small monitor."""
     bound = _BOUNDS.get(generation)
-    return int(bound(firmware, cost)) if bound else 0
+    return int(bound(firmware, cost, small_monitor)) if bound else 0
 
 
-def _snp(firmware: FirmwareImage, cost: HostOperationCost) -> float:
+def _snp(firmware: FirmwareImage, cost: HostOperationCost, small_monitor: bool) -> float:
     page = cost.psp_service_ns(op.PspCommand(SnpCommand.LAUNCH_UPDATE))
-    finish = cost.psp_service_ns(op.PspCommand(SnpCommand.LAUNCH_FINISH))
+    finish = cost.psp_service_ns(op.PspCommand(SnpCommand.LAUNCH_FINISH, with_rest=not small_monitor))
     others = 3 * cost.psp_service_ns(op.PspCommand(SnpCommand.GCTX_CREATE))
     return len(firmware.data) // PAGE_BYTES * page + finish + others
 
 
-def _sev(firmware: FirmwareImage, cost: HostOperationCost) -> float:
+def _sev(firmware: FirmwareImage, cost: HostOperationCost, _: bool) -> float:
     update = buffers.LaunchUpdateData(handle=1, address=0, length=len(firmware.data)).pack()
     others = 4 * cost.psp_service_ns(op.PspCommand(LegacyCommand.LAUNCH_START))
     return cost.psp_service_ns(op.PspCommand(LegacyCommand.LAUNCH_UPDATE_DATA, 0, update)) + others
 
 
-_BOUNDS: Mapping[Generation, Callable[[FirmwareImage, HostOperationCost], float]] = {
+_BOUNDS: Mapping[Generation, Callable[[FirmwareImage, HostOperationCost, bool], float]] = {
     Generation.SEV: _sev,
     Generation.SEV_ES: _sev,
     Generation.SEV_SNP: _snp,

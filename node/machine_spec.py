@@ -37,6 +37,8 @@ class MachineSpec:
     """The processor that it is shown, of ``node.cpu_model``; empty for the one of the host that launched it."""
     launched_on: str = ""
     """Product of that host, for one that may be elsewhere by now; empty for the host that it is on."""
+    small_monitor: bool = False
+    """A small monitor starts it in place of QEMU."""
 
     @property
     def memory(self) -> GuestMemoryMap:

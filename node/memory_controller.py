@@ -222,9 +222,11 @@ class MemoryController:
 
     def expect(self, spa: int, length: int) -> None:
         """Raises MachineCheck unless memory answers in the whole range."""
-        if spa + length > self._reserved_from:
+        end = spa + length
+        if end > self._reserved_from:
             self._expect_unreserved(spa, length)
-        self._dram.expect(spa, length)
+        if end > self._dram.size_bytes or spa < 0 or length < 0:
+            self._dram.expect(spa, length)
 
     def clear(self, spa: int, length: int, asid: int) -> None:
         """Zero memory; whole pages cost nothing and count as never written. Raises as ``read``."""

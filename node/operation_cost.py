@@ -312,7 +312,6 @@ class HostOperationCost:
             SnpCommand.LAUNCH_UPDATE: lambda _: costs["psp.launch_update_ns_per_kib"] * PAGE_BYTES / _KIB,
             SnpCommand.GUEST_REQUEST: lambda _: costs["psp.guest_request_ns"],
             **{command: lambda _: costs["psp.tio_exchange_ns"] for command in _TO_DEVICES},
-            SnpCommand.LAUNCH_FINISH: lambda _: costs["psp.command_ns"] + costs["psp.launch_fixed_ns"],
             LegacyCommand.LAUNCH_UPDATE_DATA: lambda buffer: (
                 legacy_ns_per_kib * measured_bytes(LegacyCommand.LAUNCH_UPDATE_DATA, buffer) / _KIB
             ),
@@ -360,7 +359,8 @@ class HostOperationCost:
         if one.paid:
             return 0.0
         priced = self._psp_table.get(one.command)
-        return priced(one.buffer) if priced else self._costs["psp.command_ns"]
+        rest_ns = self._costs["psp.launch_fixed_ns"] if one.with_rest else 0.0
+        return rest_ns + (priced(one.buffer) if priced else self._costs["psp.command_ns"])
 
     def psp_row(self, command: int) -> str:
         """The row with a sweep range that the service of a command in an exit is in proportion to; empty for none."""

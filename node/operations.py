@@ -457,13 +457,15 @@ class PspCommand:
     ``buffer`` is the command buffer as bytes; the board lays it at ``spa`` in
     host memory first, as a driver would. An empty buffer leaves memory alone:
     for commands that take none, or whose page firmware owns already. The time of
-    a ``paid`` one is charged elsewhere: by the page, for all that a migration copies.
+    a ``paid`` one is charged elsewhere: by the page, for all that a migration copies. One ``with_rest`` is charged for
+    what else of a launch by QEMU keeps others waiting, whoever does it.
     """
 
     command: int
     spa: int = 0
     buffer: bytes = b""
     paid: bool = False
+    with_rest: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from node import operations as op
 from node.board import Board
-from node.frame_allocator import OutOfMemory, joined
+from node.frame_allocator import OutOfMemory
 from node.guest import Guest
 from node.guest_memory_map import Range, memory_map
 from node.hypervisor import SPARE_TABLES, Hypervisor
@@ -130,10 +130,10 @@ class UnlaidMoves:
         hypervisor, vm, unlaid = self._of(guest), guest.spec.name, self._unlaid
         if hypervisor is None:
             return False
-        record = hypervisor.launched(vm)
-        (_, length), *more = joined(record.frames)
-        if more or record.functions:
+        record, ram = hypervisor.launched(vm), unlaid.vms[vm].ram
+        if len(ram) != 1 or record.functions:
             return False
+        length = ram[0][1]
         spent_ns = self._clear_ns.get(length)
         if spent_ns is None:
             spent_ns = self._clear_ns[length] = round(self._cost.price((op.HostClear(0, length),)))
@@ -141,8 +141,7 @@ class UnlaidMoves:
         def cleared() -> bool | None:
             if not unlaid.leave(vm, record.small):
                 return None
-            pieces = joined(record.frames + [(spa, PAGE_BYTES) for spa in record.small])
-            hypervisor.release(vm, record, list(pieces))
+            hypervisor.release(vm, record, [*ram, *[(spa, PAGE_BYTES) for spa in record.small]])
             return True
 
         self._tasks.spend(guest, spent_ns, cleared, lambda _: None, None, lambda: hypervisor.depart(vm))

@@ -11,7 +11,7 @@ from functools import lru_cache
 from heapq import heapify, heappop, heappush
 
 from node import operations as op
-from node.firmware_image import FirmwareImage, firmware_image
+from node.firmware_image import FirmwareImage, firmware_image, verifier_image
 from node.generation import Generation
 from node.host import Host, HostSpec
 from node.hypervisor_port import Batch
@@ -26,13 +26,23 @@ _GUEST_BYTES = 256 << 20
 
 @lru_cache(maxsize=8)
 def launch_batches(image_bytes: int, product: str) -> tuple[Batch, ...]:
-    """The batches of an SNP launch of a machine with one vCPU from an image of this size."""
-    image: FirmwareImage = firmware_image(build_image(image_bytes), "of a size")
+    """The batches of an SNP launch by QEMU of a machine with one vCPU from an image of this size."""
+    return _recorded(firmware_image(build_image(image_bytes), "of a size"), product, small_monitor=False)
+
+
+@lru_cache(maxsize=2)
+def small_launch_batches(product: str) -> tuple[Batch, ...]:
+    """Those of one by a small monitor, from what stands for a small verifier."""
+    return _recorded(verifier_image(), product, small_monitor=True)
+
+
+def _recorded(image: FirmwareImage, product: str, *, small_monitor: bool) -> tuple[Batch, ...]:
     host = Host(
         HostSpec("host", PRODUCTS[product], 4 << 30, PRODUCTS[product].min_sev_asid, 1, 1), {}, {"image": image},
         _FREE,
     )  # fmt: skip
-    task = host.hypervisor.launch(MachineSpec("vm", Generation.SEV_SNP, 1, _GUEST_BYTES, "image"))
+    spec = MachineSpec("vm", Generation.SEV_SNP, 1, _GUEST_BYTES, "image", small_monitor=small_monitor)
+    task = host.hypervisor.launch(spec)
     batches: list[Batch] = []
     answers: tuple[op.Answer, ...] | None = None
     try:

@@ -32,7 +32,7 @@ _CROSSING_CYCLES = 33_000
 
 def read_latency(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
     """MC-5: the plain latency, what SNP adds to the reads of it that reach DRAM, and to its page walks."""
-    found = {"4 MiB, added": _added_ns(0.0, _tlb_misses(4), costs)}
+    found = {"4 MiB, added": _added_ns(_cache_misses(4), _tlb_misses(4), costs)}
     dram_ns = costs["dram.latency_ns"]
     cached_ns = 2 * _HUGE_64_NS - dram_ns
     for block, plain_ns in PLAIN_LATENCY_NS.items():
@@ -41,6 +41,11 @@ def read_latency(_: Case, costs: Mapping[str, float]) -> Mapping[str, float]:
         reached = max(0.0, (plain_ns - cached_ns - walk_ns) / (dram_ns - cached_ns))
         found[f"{block} MiB"] = plain_ns + _added_ns(reached, walks, costs)
     return found
+
+
+def _cache_misses(block_mib: int) -> float:
+    """Of reads all over a block: those whose lines do not fit into the level 3 cache."""
+    return max(0.0, 1.0 - PRODUCTS["Milan"].llc_bytes_per_complex / (block_mib * _MIB))
 
 
 def _tlb_misses(block_mib: int) -> float:

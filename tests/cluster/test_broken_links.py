@@ -68,6 +68,19 @@ def test_pages_that_it_waited_for_are_those_before_the_break_and_those_after_it(
         assert row["post_copy_faults"] == pytest.approx(whole["post_copy_faults"], rel=0.15)
 
 
+def test_what_it_waited_for_before_a_break_it_does_not_wait_for_again() -> None:
+    """Breaks that take no time cost it no more than what it waits for anyway."""
+    slow = writer(100_000_000, 256 << 20)
+    never, whole, broken = (
+        moved(slow, settings | {"recover_after": "0 s"}, *faults)[1]["instructions"]
+        for settings, faults in (
+            ({}, ()), (POST, ()), (POST, [cut(f"{at} ms", "0 s") for at in (1500, 2000, 2500, 3000, 3500)])
+        )
+    )  # fmt: skip
+    # Each part is at the pace of its own touches, of which there are fewer later.
+    assert 0.8 * (never - whole) < never - broken <= never - whole
+
+
 def test_touches_up_to_a_time_are_those_of_a_sum_over_small_steps() -> None:
     settings = PrecopySettings(300_000_000, 30, RoundCap.ABORT, 0.0, 0.0)
     pool, took_s, steps = Pool(GIB, 0.3 * GIB), 7.0, 20_000

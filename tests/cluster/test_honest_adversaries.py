@@ -101,8 +101,15 @@ def _heads(programs: list[GeneratorType]) -> list[GeneratorType]:
     return [program for program in programs if id(program) not in parts]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> Iterator[None]:
+    """What tests set aside stays aside: to collect all modules anew takes longer than most of them."""
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
-def inspection(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inspection]:
+def inspection(monkeypatch: pytest.MonkeyPatch) -> Inspection:
     """An inspection of every board that is made while a test runs."""
     found = Inspection()
     execute = {name: getattr(Board, name) for name in ("execute_host", "execute_guest")}
@@ -126,8 +133,7 @@ def inspection(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inspection]:
         monkeypatch.setattr(Board, name, inspected(name))
     gc.collect()
     gc.freeze()  # what other tests left behind is not looked at
-    yield found
-    gc.unfreeze()
+    return found
 
 
 def play(column: Column, attack: Callable[..., Any], product: str = "Turin", prelude: Any = None) -> Scene:

@@ -89,8 +89,15 @@ class Look:
         return {place: found for place, found in places.items() if found}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> Iterator[None]:
+    """What tests set aside stays aside: to collect all modules anew takes longer than most of them."""
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
-def look(monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
+def look(monkeypatch: pytest.MonkeyPatch) -> Look:
     """Watches every board that is made while a test runs; looks into frames now and then."""
     found = Look(KeyHunt().listen(monkeypatch))
     execute = {name: getattr(Board, name) for name in ("execute_host", "execute_guest")}
@@ -123,8 +130,7 @@ def look(monkeypatch: pytest.MonkeyPatch) -> Iterator[Look]:
     monkeypatch.setattr(MetricsPage, "show", shown)
     gc.collect()
     gc.freeze()
-    yield found
-    gc.unfreeze()
+    return found
 
 
 def run_fleet(folder: Path) -> Path:

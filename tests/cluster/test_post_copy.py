@@ -8,6 +8,9 @@ import pytest
 from test_live_migration import FIRMWARE, IDLE, QUICK, group, move, outcomes, play, scenario, vm_row
 
 from cluster.bench.faults import small_firmware
+from cluster.hand_over import Report
+from cluster.migration import Migration, MigrationOrder
+from cluster.post_copy import paced
 from cluster.precopy import Precopy, PrecopySettings, RoundCap
 from node.dirty_rates import Pool
 from workloads.trace_player import pack_runs
@@ -146,3 +149,14 @@ def test_what_was_said_last_of_how_fast_a_vm_runs_holds_in_the_end(faults: list[
     lost_s = 40 * (1 - vm_row(rows)["instructions"] / free["instructions"])
     expected_s = 40 * (1 - whole["instructions"] / free["instructions"])
     assert expected_s - 0.2 < lost_s < expected_s + 8
+
+
+def test_only_the_answer_to_the_last_word_on_its_pace_is_one() -> None:
+    one = Migration(0, MigrationOrder("vm", "host-2"), 0)
+    one.pace, one.unanswered = (7, 0.5), frozenset({Report.PACED})
+    live: Any = None  # Nothing is asked of it.
+    for since in (6, 8):
+        paced(live, one, 9, since)
+        assert one.unanswered
+    paced(live, one, 9, 7)
+    assert not one.unanswered

@@ -259,7 +259,7 @@ def test_a_fleet_of_es_machines_pays_the_cipher_and_the_ghcb_and_takes_asids_of_
         hosts=[{"name": "milan", "product": "Milan", "memory": "16 GiB", "min_sev_asid": 4}],
         vms=[vm("es", "SEV_ES", "key-value-store", count=3), vm("sev", "SEV", "key-value-store")],
         trace=None,
-        duration="1 min",
+        duration="20 s",
     )
     results = run(fleet, layout="inline", pairs=True)
     rows = {one["vm"]: one for one in results.vms.to_pylist()}

@@ -53,6 +53,18 @@ def test_a_figure_that_its_user_gives_a_range_is_swept_over_that(tmp_path):
     assert "core.exit_ns" not in {row.name for row in swept_rows(small_fleet())}
 
 
+def test_what_was_measured_on_one_product_is_still_swept_on_the_others(tmp_path):
+    rows = tmp_path / "mine.csv"
+    rows.write_text(
+        "name,value,unit,products,source,sweep_low,sweep_high\nrmp.walk_adder_ns,2,ns,Milan,our rack,,\n"
+    )
+    measured = small_fleet(cost_rows=str(rows))
+    swept = {product: {row.name for row in swept_rows(measured, product)} for product in ("Milan", "Turin")}
+    assert swept["Turin"] - swept["Milan"] == {"rmp.walk_adder_ns"}
+    # A sweep that replaces a figure for all hosts at once leaves out what is known of some.
+    assert {row.name for row in swept_rows(measured)} == swept["Milan"]
+
+
 def test_a_rungs_range_is_that_of_the_differences_not_the_difference_of_ranges():
     row = replace(ROWS[0], name="x")
 

@@ -7,6 +7,7 @@ import pytest
 
 from cluster.cli import main
 from cluster.scenario_costs import with_rows_of
+from cluster.validation import memory_cases
 from cluster.validation.case import CaseError, CaseKind, Point, load_cases, parse_cases
 from cluster.validation.predictions import PREDICTIONS
 from cluster.validation.verdicts import MOST_KNOWN_MISSES, Verdict, validate
@@ -86,6 +87,12 @@ def test_launches_queue_for_the_mailbox_by_the_published_slope():
 def test_a_page_of_4_kib_takes_to_accept_what_was_measured():
     """57 s for 64 GiB, one after another, as the sheet divides it: 3.4 us a page."""
     assert predicted("BL-12")["64 GiB"] / (64 << 18) == pytest.approx(3.4e-6, rel=2e-3)
+
+
+def test_what_does_not_fit_into_caches_pays_what_was_fitted():
+    """64 MiB in huge pages: half of the reads reach DRAM, for 8 ns on average; 4 MiB: none does."""
+    assert memory_cases._cache_misses(64) * TABLE["dram.encryption_adder_ns"] == 8
+    assert memory_cases._cache_misses(4) == memory_cases._cache_misses(32) == 0
 
 
 def test_exits_are_those_of_the_hypercall_and_of_a_port():

@@ -258,6 +258,16 @@ def test_an_access_through_an_empty_key_slot_is_a_fault_and_no_crash():
     assert by_guest(host, guest, op.Write(gpa, b"x"))[0].kind is op.FaultKind.MACHINE_CHECK
 
 
+@pytest.fixture(scope="module")
+def others_aside():
+    """What other tests and modules left is collected once, and not looked through again and again."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("others_aside")
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("touched", [0, MIB])
 def test_a_guest_of_16_gib_costs_little_until_it_is_touched(generation, touched):

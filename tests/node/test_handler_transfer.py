@@ -6,7 +6,7 @@ import hashlib
 import msgpack
 import pytest
 from overheard_hypervisors import overheard
-from svsm_guests import PAGES, Talker
+from svsm_guests import HANDS_OFF, PAGES, Talker
 from test_agent_transfer import certified, changed, validated
 from test_departures_and_arrivals import leftovers, until
 from test_departures_and_arrivals import stopped as stands_still
@@ -29,6 +29,7 @@ from node.operations import Shutdown, Sleep
 from node.packing import packed
 from node.platform import Platform
 from node.product import PRODUCTS
+from node.svsm_call import CoreCall, PageEntry, Protocol, page_list
 from node.svsm_memory import TPM_GPA
 from psp.exported_context import ExportedContext
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -222,6 +223,60 @@ def test_what_a_guest_measured_before_it_moved_is_in_its_vtpm_after():
     assert look(there, there.guests["vm"], PAGES[1], 32) == expected
 
 
+def lends(placement, registers):
+    """Lend a page to the SVSM, and see again and again what comes of reading it."""
+    if placement.vcpu:
+        return Sleep(10**18)
+    talker = Talker(registers, placement)
+    if not registers.rbx:
+        yield (op.Write(PAGES[2], page_list([PageEntry(PAGES[3], validate=False)])),)
+        if (yield from talker.call(Protocol.CORE, CoreCall.DEPOSIT_MEM, PAGES[2])).result:
+            return Shutdown(9)
+    else:
+        (found,) = yield (op.Read(PAGES[3], 16),)
+        yield (op.Write(PAGES[1], bytes([isinstance(found, op.Fault), registers.rbx])),)
+    registers.rbx += 1
+    return Sleep(1_000_000)
+
+
+def test_what_a_guest_lent_to_its_svsm_it_has_no_rights_to_where_it_came_either():
+    programs = {"lends": script(lends)}
+    here, there = (make_host(programs, name=name, costs=QUICK) for name in ("here", "there"))
+    program = dataclasses.replace(SPEC.program, name="lends")
+    here.launch(dataclasses.replace(SPEC, program=program, kernel=HANDS_OFF), lambda _: None, running=True)
+    guest = here.guests["vm"]
+    until(lambda: guest.vcpus[0].thread == 0 and guest.vcpus[0].registers.rbx == 3, here)
+    agree(here, there)
+    what = stands_still(here, "vm")
+    assert laid(there, "vm", what) is None
+    there.arrivals.start("vm")
+    before = look(there, there.guests["vm"], PAGES[1], 2)
+    run(there, there.now_ns + SECOND // 100)
+    after = look(there, there.guests["vm"], PAGES[1], 2)
+    assert (before[0], after[0]) == (1, 1)
+    assert after[1] > before[1] > 0
+
+
+def test_a_handler_does_each_thing_of_a_move_once_and_on_its_own_side(on_its_way, expected):
+    here, there = on_its_way
+
+    def refused(host, *order):
+        record = host.hypervisor.launched("vm")
+        with pytest.raises(LaunchRefused) as caught:
+            host.tasks.at_once(handler_transfer._order(host.hypervisor, "vm", record, *order))
+        return str(caught.value).removeprefix("migration handler: ")
+
+    gctx = here.hypervisor.launched("vm").gctx
+    assert refused(here, "meet", gctx, b"", True) == "no greeting is open"
+    assert refused(here, "in", (), (), b"", ()) == "there is nobody to have a guest from"
+    assert refused(there, "out", gctx, ()) == "there is nobody to hand the guest to"
+    stopped(here, "vm")
+    assert refused(here, "out", gctx, ()) == "there is nobody to hand the guest to"
+    assert refused(here, "hello") == "the guest was handed over"
+    here.departures.cancel("vm")
+    ends_well(here, expected)
+
+
 @pytest.mark.parametrize("halfway", ["not started", "at VMPL0", "in reset"])
 def test_a_guest_with_a_vcpu_on_its_way_into_its_kernel_is_not_handed_over(on_its_way, expected, halfway):
     here, _ = on_its_way
@@ -399,7 +454,22 @@ def test_a_guest_with_a_vcpu_that_nobody_has_started_is_refused_before_it_is_tou
     assert [one.registers.r13 for one in guest.vcpus] == [UNITS, UNITS]
 
 
-def test_an_image_becomes_no_guest_but_the_one_whose_report_it_was_shown(on_its_way):
+def test_a_handler_that_is_told_of_other_entries_than_there_are_accepts_no_memory(on_its_way, monkeypatch):
+    here, there = on_its_way
+    what, honest = stopped(here, "vm"), handler_transfer._order
+
+    def lies(hypervisor, vm, record, order, *rest):
+        if order == "in":
+            *rest, pieces = rest
+            rest.append(tuple([(gpa, length, not large) for gpa, length, large in pieces]))
+        return (yield from honest(hypervisor, vm, record, order, *rest))
+
+    monkeypatch.setattr(handler_transfer, "_order", lies)
+    assert "was validated before, or is none" in laid(there, "vm", what)
+
+
+@pytest.mark.parametrize("change", [{"digest": bytes(48)}, {"report_id": bytes(32)}, {"policy": 0}])
+def test_an_image_becomes_no_guest_but_the_one_whose_report_it_was_shown(on_its_way, change):
     here, there = on_its_way
     taken = []
     absorb = there.board.handlers.handler.__class__._absorb
@@ -407,7 +477,7 @@ def test_an_image_becomes_no_guest_but_the_one_whose_report_it_was_shown(on_its_
     def another(self, exported, report):
         found = ExportedContext.parse(exported)
         taken.append(found)
-        yield from absorb(self, dataclasses.replace(found, digest=bytes(48)).pack(), report)
+        yield from absorb(self, dataclasses.replace(found, **change).pack(), report)
 
     what = stopped(here, "vm")
     with pytest.MonkeyPatch.context() as patch:

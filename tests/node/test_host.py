@@ -497,7 +497,7 @@ def test_hypervisor_tasks_hold_no_reference_to_hardware(generation):
     assert not hidden
     handler = host.hypervisor.page_state_change("vm", change)
     assert not [one for one in reachable(handler) if isinstance(one, HIDDEN)]
-    launch = host.hypervisor.launch(guest_spec("new", generation))
+    launch = host.hypervisor.launch(guest_spec("new", generation).machine)
     answers = None
     while True:
         try:

@@ -182,8 +182,9 @@ def test_the_security_processors_time_goes_by_command_and_bytes():
     data = buffers.LaunchUpdateData(handle=1, address=0, length=64 << 10).pack()
     region = op.PspCommand(LegacyCommand.LAUNCH_UPDATE_DATA, 0, data)
     assert HOST.psp_service_ns(region) == pytest.approx(64 * COSTS["psp.legacy_launch_update_ns_per_kib"])
-    finish = op.PspCommand(SnpCommand.LAUNCH_FINISH)
+    finish = op.PspCommand(SnpCommand.LAUNCH_FINISH, with_rest=True)
     assert HOST.psp_service_ns(finish) == COSTS["psp.command_ns"] + COSTS["psp.launch_fixed_ns"]
+    assert HOST.psp_service_ns(op.PspCommand(SnpCommand.LAUNCH_FINISH)) == COSTS["psp.command_ns"]
     assert HOST.psp_service_ns(op.PspCommand(0x7777)) == COSTS["psp.command_ns"]
     assert HOST.psp_service_ns(op.PspCommand(SnpCommand.GUEST_REQUEST)) == 8_000_000
     for command in (SnpCommand.TIO_DEV_CONNECT, SnpCommand.TIO_TDI_BIND, SnpCommand.TIO_GUEST_REQUEST):

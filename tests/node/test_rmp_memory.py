@@ -117,6 +117,15 @@ STATES = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def others_aside() -> Iterator[None]:
+    """What other tests and modules left is collected once, and not looked through again and again."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture
 def counted() -> Iterator[Callable[[], int]]:
     gc.collect()

@@ -25,6 +25,7 @@ from node import operations as op
 from node.generation import Generation
 from node.guest import GuestState
 from node.host import Host, HostSpec
+from node.hypervisor_port import LaunchRefused
 from node.migration_frames import frames_of, page_digests
 from node.migration_refusal import MigrationRefusal
 from node.platform import Platform
@@ -233,6 +234,17 @@ def test_a_packet_that_was_changed_is_refused_by_firmware_and_the_guest_goes_on_
     assert guest.vcpus[0].registers.r13 == UNITS
 
 
+def test_what_was_called_off_is_not_sent_without_a_new_agreement():
+    here, there = hosts()
+    start(here, "vm", SEV, "ledger", units=UNITS)
+    run(here, 2_000_000)
+    agree(here, there, "vm")
+    here.departures.cancel("vm")
+    run(here, here.now_ns + 100_000)
+    with pytest.raises(LaunchRefused, match="SEND_START has not been"):
+        here.tasks.at_once(here.hypervisor.export("vm", (True,), ()))
+
+
 def test_packets_of_another_session_are_refused():
     here, there = hosts()
     start(here, "vm", SEV, "ledger", units=UNITS)
@@ -285,8 +297,12 @@ def test_a_target_that_policy_or_firmware_does_not_want_is_refused(policy, chang
     context.policy |= int(policy)
     run(here, 2_000_000)
     here.departures.begin("vm", lambda _: None)
-    assert sealed(here, "vm", change(certificates(there, guest.spec))) == (refusal, b"")
+    shown, asked = certificates(there, guest.spec), context.policy
+    assert sealed(here, "vm", change(shown)) == (refusal, b"")
     assert context.state is LegacyGuestState.RUNNING
+    context.policy &= ~int(policy)
+    assert sealed(here, "vm", shown)[0] is None
+    context.policy = asked
     here.departures.cancel("vm")
     run(here)
     assert guest.vcpus[0].registers.r13 == UNITS
@@ -358,8 +374,8 @@ def test_what_firmware_was_to_copy_of_a_move_that_is_called_off_it_does_not():
     run(here, 2_000_000)
     agree(here, there, "vm")
     copied = []
-    here.departures.copy("vm", 1000, lambda: copied.append("here"))
-    there.arrivals.copy("vm", 1000, lambda: copied.append("there"))
+    here.departures.copy("vm", 2, lambda: copied.append("here"))
+    there.arrivals.copy("vm", 2, lambda: copied.append("there"))
     here.departures.cancel("vm")
     there.arrivals.abandon("vm")
     run(here, here.now_ns + SECOND)

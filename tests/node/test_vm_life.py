@@ -371,7 +371,7 @@ def test_programs_and_the_hypervisor_reach_no_chip() -> None:
     run_until(host, host.now_ns + S)
     block: Block = guest.software.blocks[0][ENTRY + 1](Registers())
     next(block)
-    task = host.hypervisor.launch(guest_spec("other"))
+    task = host.hypervisor.launch(guest_spec("other").machine)
     next(task)
     assert reachable([block, guest.software]) & CHIPS == set()
     assert Counting in reachable([block])

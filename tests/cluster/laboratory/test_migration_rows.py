@@ -19,6 +19,7 @@ from node.generation import CAPABILITIES
 from node.guest import GuestState
 from node.operations import HostRead
 from node.platform import Platform, Protection
+from psp.legacy_guest import LegacyGuestState
 from psp.policy import SnpPolicy
 from psp.status import Status
 from workloads.attacks import fake_target, migration
@@ -94,6 +95,14 @@ def test_a_move_that_nobody_attacks_loses_nothing(column):
     assert scene.host.guests["victim"].state is GuestState.PAUSED
     verdict = judge(ledger, transcript)
     assert verdict.outcome is Outcome.BLOCKED, verdict
+
+
+def test_a_source_runs_on_although_its_firmware_has_finished_sending():
+    """SEND_FINISH takes no key away: that is what row 57 is about."""
+    scene = Scene(Setting(Column.SEV, "Genoa", moves=True, open_without_key=True), Ledger(), Transcript())
+    scene.play(migration.run_on)
+    states = {one.asid: one.state for one in scene.host.board.psp.legacy.guests.values()}
+    assert states[scene.target.victim.asid] is LegacyGuestState.SENT
 
 
 def test_a_source_whose_guest_was_exported_has_nothing_to_go_on_with():
