@@ -1,4 +1,4 @@
-"""Workers that are lost at any call: who takes a seat says nothing twice, and counts nothing twice."""
+"""Workers lost at any call, one after another: who takes a seat says nothing twice and counts nothing twice."""
 
 from collections import Counter
 from types import SimpleNamespace
