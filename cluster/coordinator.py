@@ -142,11 +142,13 @@ class Coordinator:
 
     def _run_together(self, together: Together) -> CoordinatorResult:
         """The same where everybody is here: without windows, mail and answers go from hand to hand."""
+        received, post, step = self._received, together.post, self._step
 
         def act(now_ns: int) -> int:
             self._round_trips += 1
-            self._step(now_ns, together.post)
-            return self._control_ns()
+            step(now_ns, post)
+            following_ns = self._following_ns
+            return min(received[0][0], following_ns) if received else following_ns
 
         acts_ns, watched = self._control_ns(), self._should_stop is not None or self._on_progress is not None
         while True:
@@ -157,6 +159,7 @@ class Coordinator:
             if self._on_progress is not None:
                 self._show(self._reached_ns)
             if self._should_stop is not None and (reason := self._should_stop()) is not None:
+                self._reached_ns = together.level()
                 return self.result(reason)
             if next_ns >= self._end_ns and acts_ns >= self._end_ns:
                 self._round_trips += 1

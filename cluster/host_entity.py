@@ -114,6 +114,8 @@ class HostEntity:
         self.host = Host(order.spec, PROGRAMS, images, costs, tenants, hypervisor)
         self._clock = self.host.clock
         self._inbox = Inbox(self._clock.env, self._receive)
+        self.deliver = self._inbox.deliver
+        """Takes messages for later."""
         self._outbox: list[Message] = []
         self._sequence = 0
         self._kinds = {
@@ -136,10 +138,6 @@ class HostEntity:
         self.events = 0
         for guest in order.guests:
             self.host.launch(guest, lambda _: None, running=True)
-
-    def deliver(self, messages: tuple[Message, ...]) -> None:
-        """Take messages for later."""
-        self._inbox.deliver(messages)
 
     def next_event_ns(self) -> int:
         """Time of the next event or delivery."""

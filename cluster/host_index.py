@@ -2,8 +2,8 @@
 
 Each node holds the most free memory, the most free vCPUs and the most free ASIDs of each
 kind among the hosts below it, and the generations that any of them runs. What a node
-does not have, no host below it has; so whole ranges are passed over, and a host that changes is
-told to the nodes above it: both take time with the logarithm of the hosts.
+does not have, no host below it has; so whole ranges are passed over, and a host that has changed is
+told to the nodes above it before the next search: both take time with the logarithm of the hosts.
 """
 
 from __future__ import annotations

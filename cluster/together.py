@@ -50,6 +50,8 @@ class Together:
         """When the control plane acted last."""
         self._patience = max(1, len(entities))
         """How often one may go on before somebody looks again."""
+        self._furthest_ns = 0
+        """To where any went."""
         self.busy_s = 0.0
         """Wall time of all calls, but for the control plane's."""
         self.calls = 0
@@ -79,7 +81,7 @@ class Together:
         entities, following, first, promises = self._entities, self._next, self._first, self._promises
         end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
         acts_ns, since_ns, done = control_ns, self._acted_ns, 0
-        promised_ns, patience = self._promised_ns, self._patience
+        promised_ns, patience, furthest_ns = self._promised_ns, self._patience, self._furthest_ns
         began_s = now_s = clock()
         end_s = now_s + CALL_S
         while True:
@@ -100,6 +102,7 @@ class Together:
             if next_ns >= end_ns or now_s >= end_s:
                 break
             horizon_ns = min(end_ns, silent_ns + lookahead_ns)
+            furthest_ns = max(furthest_ns, horizon_ns)
             promise_ns = promises[name]
             advance = entities[name].advance(horizon_ns, slices.events)
             reached_ns, next_ns, next_promise_ns, events, said = advance
@@ -131,10 +134,22 @@ class Together:
             before_s, now_s = now_s, clock()
             if now_s - before_s > SLICE_S or slices.events < SLICE_EVENTS:
                 slices.learn(now_s - before_s)
-        self._acted_ns, self._patience = since_ns, patience
+        self._acted_ns, self._patience, self._furthest_ns = since_ns, patience, furthest_ns
         self.busy_s += now_s - began_s
         self.calls += 1
         return Stretch(done, next_ns, acts_ns)
+
+
+    def level(self) -> int:
+        """Have all go as far as any went, if that does not take longer than a call may; how far all are then.
+
+        What the control plane would do from now on reaches nobody before.
+        """
+        end_s = self._clock() + CALL_S
+        for name, entity in self._entities.items():
+            while self._next[name] < self._furthest_ns and self._clock() < end_s:
+                self._next[name] = entity.advance(self._furthest_ns, self._slices.events).next_event_ns
+        return min(self._furthest_ns, *self._next.values())
 
 
 def too_late(message: Message) -> ProtocolViolationError:

@@ -123,3 +123,16 @@ def test_who_speaks_for_a_time_at_which_the_control_plane_has_acted_is_named():
     one = together(Toy("a", ("a",), tick=10, speak=40), kind=Liar)
     with pytest.raises(ProtocolViolationError, match=r"promised nothing before|inside a window that began later"):
         one.go_on(END_NS - 1, [], nobody)
+
+
+def test_whoever_stops_finds_all_at_the_same_time():
+    heard: list[Message] = []
+    one = together(*[Toy(name, ("a", "b"), tick=7, speak=40) for name in ("a", "b")])
+    one.go_on(NEVER, heard, lambda _: END_NS, until_acted=True)
+    reached = one.level()
+    assert 0 < reached < END_NS
+    for name, entity in one._entities.items():
+        other = ToyHost(Toy(name, ("a", "b"), tick=7, speak=40))
+        while other.next_event_ns() < reached:
+            other.advance(reached, 1)
+        assert entity.collect(reached) == other.collect(reached)
