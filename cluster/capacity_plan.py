@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from cluster.errors import UserError
+from cluster.firmware_key import VERIFIER, firmware_image
 from cluster.noted_costs import NotedCosts
 from cluster.placed_orders import host_account, placed_orders
 from cluster.scenario import HostInstance, Scenario
@@ -274,9 +275,16 @@ class _Fleet:
         return spans, host.utilisation, max(sorted(lost), key=lambda name: lost[name])
 
     def launch_s(self, machines: int) -> float:
-        """Of the security processor, for so many launches."""
+        """Of the security processor, for so many launches of the fleet's machines as they come."""
         cost = HostOperationCost(self.costs)
-        return machines * least_launch_ns(self.firmware, self.generation, cost) / 1e9
+        ways = Counter(guest.machine.small_monitor for guest in self.guests)
+        whole_ns = sum([
+            count * least_launch_ns(
+                firmware_image(VERIFIER) if small else self.firmware, self.generation, cost, small_monitor=small
+            )
+            for small, count in ways.items()
+        ])  # fmt: skip
+        return machines * whole_ns / len(self.guests) / 1e9
 
 
 def _largest_first(one: GuestSpec) -> tuple[int, int, str]:

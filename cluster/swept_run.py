@@ -43,7 +43,8 @@ _STEPS = 16
 _OF_BLOCKS = {
     "halt": Mechanism.OPERATIONS, "pcie": Mechanism.OPERATIONS, "cache": Mechanism.OPERATIONS,
     "rmp": Mechanism.ACCEPTANCE, "vmpl": Mechanism.SVSM, "disk": Mechanism.VMGEXIT, "psp": Mechanism.PSP,
-    "upkeep": Mechanism.BOUNCE, "gpu": Mechanism.BOUNCE,
+    "upkeep": Mechanism.BOUNCE, "gpu": Mechanism.BOUNCE, "boot": Mechanism.BOOT, "svsm": Mechanism.SVSM,
+    "attest": Mechanism.OPERATIONS, "core": Mechanism.VMGEXIT,
 }  # fmt: skip
 """Where most of what blocks pay in proportion to rows of these names is booked."""
 

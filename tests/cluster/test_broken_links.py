@@ -104,6 +104,11 @@ def test_links_that_break_again_and_again_are_waited_for_each_time() -> None:
     assert (row["post_copy_pauses"], row["post_copy_paused_ns"]) == (2, int(1.1 * S) + int(2.6 * S))
 
 
+def test_it_goes_on_when_the_last_link_has_been_back_for_long_enough() -> None:
+    row, _ = moved(BUSY, POST | {"recover_after": "2 s"}, cut("3 s", "2 s"), cut("3500 ms", "2 s", "host-2"))
+    assert (row["outcome"], row["post_copy_pauses"], row["post_copy_paused_ns"]) == ("completed", 1, int(4.5 * S))
+
+
 def test_at_every_instant_of_the_switch_over_it_goes_on_here_or_waits_there() -> None:
     found = []
     small = {**writer(50_000_000, 16 << 20), "memory": "64 MiB"}

@@ -79,6 +79,10 @@ def test_launches_take_the_security_processor_machine_by_machine():
     each_s = len(IMAGE.data) // 4096 * page_s + (costs["psp.launch_fixed_ns"] + 4 * costs["psp.command_ns"]) / 1e9
     assert found[Generation.SEV_SNP].launch_all_s == pytest.approx(20 * each_s)
     assert found[Generation.PLAIN].launch_all_s == 0
+    small = needs("Milan", vm("tiny", "PLAIN", "idle", count=20, kernel={"boot": "direct"}))
+    # Four pages of an image and four commands, and none of what QEMU's launches take besides.
+    small_s = 4 * page_s + 4 * costs["psp.command_ns"] / 1e9
+    assert small[Generation.SEV_SNP].launch_all_s == pytest.approx(20 * small_s)
 
 
 def test_what_no_number_of_hosts_serves_is_one_line(capsys):

@@ -29,6 +29,18 @@ def test_a_record_that_is_cut_anywhere_reads_as_a_beginning_of_what_was_written(
     assert len(written(found).data) <= max(cut, 0)
 
 
+def test_room_for_what_was_written_is_kept_no_longer():
+    one = CommitRecord(most_bytes=1 << 20)
+    assert one.reserve(0)
+    wanted = one._reserved[0]
+    full = CommitRecord(most_bytes=2 * wanted)
+    assert full.reserve(0)
+    for record in (Record.BEGUN, Record.COMMITTED):
+        full.append(0, record)
+    assert full.reserve(1)
+    assert not full.reserve(2)
+
+
 @settings(max_examples=30, deadline=None)
 @given(entries=ENTRIES.filter(bool), at=st.integers(0, 10_000), flip=st.integers(1, 255))
 def test_a_changed_byte_ends_it_there(entries: list[Entry], at: int, flip: int) -> None:

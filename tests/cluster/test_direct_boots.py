@@ -4,6 +4,14 @@ import pytest
 
 from cluster import run
 from cluster.scenario import Scenario
+from cluster.validation.launch_batches import launch_batches, small_launch_batches
+from node import operations as op
+from node.cost_table import load_cost_table
+from node.firmware_image import firmware_image, verifier_image
+from node.generation import Generation
+from node.laboratory_firmware import build_image
+from node.launch_promise import least_launch_ns
+from node.operation_cost import HostOperationCost
 
 MS = 1e6
 
@@ -33,3 +41,13 @@ def test_without_snp_a_monitor_has_less_to_do() -> None:
     """74.7 to 77.8 ms with SNP, 10.5 to 19.3 without."""
     (plain,), (snp,) = up_ms(1, "PLAIN"), up_ms(1)
     assert snp - plain == pytest.approx(76.25 - 14.9, rel=0.02)
+
+
+@pytest.mark.parametrize("small_monitor", [False, True])
+def test_a_host_promises_no_more_than_a_launch_takes_of_its_security_processor(small_monitor: bool) -> None:
+    cost = HostOperationCost(load_cost_table())
+    image = verifier_image() if small_monitor else firmware_image(build_image(1 << 20), "of a size")
+    batches = small_launch_batches("Milan") if small_monitor else launch_batches(1 << 20, "Milan")
+    taken = sum(cost.psp_service_ns(one) for batch in batches for one in batch if isinstance(one, op.PspCommand))
+    promised = least_launch_ns(image, Generation.SEV_SNP, cost, small_monitor=small_monitor)
+    assert 0 < promised <= taken

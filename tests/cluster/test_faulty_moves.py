@@ -87,6 +87,45 @@ def test_a_vm_whose_source_crashes_after_all_of_it_is_over_lives_at_the_target(f
     assert set(found[turn:]) == {Outcome.COMPLETED}
 
 
+def test_a_vm_whose_source_crashes_as_it_begins_to_run_ahead_is_lost_and_its_move_ends(firmware: Path) -> None:
+    """At every instant of the switch-over: nobody waits for pages of a host that has none any more."""
+    found = []
+    for time_us in range(1_004_000, 1_040_000, 2000):
+        crash = {"kind": "host-crash", "host": "host-1", "at": f"{time_us} us"}
+        wrong, (one,) = faults.judged(at(faults.schedule(4, "PLAIN", firmware), crash, duration="3 s"))
+        assert wrong is None
+        found.append(one.outcome)
+    assert set(found) == {Outcome.LOST}
+
+
+@pytest.mark.parametrize("way", ["PLAIN", "SEV"])
+def test_a_newer_move_tells_a_host_that_the_older_one_is_over(way: str, firmware: Path) -> None:
+    """It has not heard so: what was said is lost, and is to be said again later than the new one begins."""
+    deaf = [
+        {"kind": "messages", "host": host, "at": "1009 ms", "lasts": "31 ms", "direction": "to", "lost": 1.0}
+        for host in ("host-1", "host-2")
+    ]
+    moves = [
+        {"vm": "vm", "at": "1 s", "to": "host-2", "cancel_after": "10 ms"},
+        {"vm": "vm", "at": "1042 ms", "to": "host-2"},
+    ]
+    wrong, (first, second) = faults.judged(at(faults.schedule(0, way, firmware), *deaf) | {"migrations": moves})
+    assert (wrong, first.outcome, second.outcome) == (None, Outcome.CANCELLED, Outcome.COMPLETED)
+
+
+def test_a_vm_that_is_being_laid_down_when_its_source_and_the_control_plane_crash_lives_at_the_target(
+    firmware: Path,
+) -> None:
+    """Told to start it before all of it lies there, the target says that it is at it, and has not lost it."""
+    for time_us in range(1_066_000, 1_078_000, 3000):
+        crashes = [
+            {"kind": "host-crash", "host": "host-1", "at": f"{time_us - 1500} us"},
+            {"kind": "control-plane-crash", "at": f"{time_us} us"},
+        ]
+        wrong, (one,) = faults.judged(at(faults.schedule(0, "PLAIN", firmware), *crashes, duration="2 s"))
+        assert (wrong, one.outcome) == (None, Outcome.COMPLETED)
+
+
 def test_a_schedule_that_fails_is_made_smaller(firmware: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = faults.schedule(3, "PLAIN", firmware)
     body["faults"] = [{"kind": "control-plane-crash", "at": f"{time} s"} for time in (1, 2, 3)]

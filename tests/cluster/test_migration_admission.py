@@ -68,11 +68,18 @@ def test_limits_hold_nothing_that_could_run_waits_and_all_get_their_turn(pairs, 
             number = min(todo)
             pair = todo.pop(number)
             (active if admission.ask(str(number), *pair) else waiting)[str(number)] = pair
+        elif waiting and seed.random() < 0.2:
+            name = seed.choice(sorted(waiting))
+            admission.forget(name)
+            done.append(name)
+            del waiting[name]
         else:
             name = seed.choice(sorted(active))
             pair = active.pop(name)
             done.append(name)
             for admitted in admission.release(*pair):
                 active[admitted] = waiting.pop(admitted)
+                older = [name for name, one in waiting.items() if one == active[admitted] and int(name) < int(admitted)]
+                assert not older, "an older one for the same hosts"
         check()
     assert sorted(done, key=int) == [str(number) for number in range(len(pairs))]

@@ -1,10 +1,13 @@
 """A guest that writes faster than the network takes is slowed down while it moves, and its books say so."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from test_live_migration import group, move, moved, outcomes, play, scenario, small_image, vm_row  # noqa: F401
 
+from cluster.auto_converge import slow_down
+from cluster.precopy import PrecopySettings, Round, RoundCap
 from workloads.trace_player import pack_runs
 
 
@@ -50,3 +53,18 @@ def test_a_guest_pays_for_pages_that_it_dirties_anew_in_each_round() -> None:
     nothing, usual, dear = stood_still
     # 64 MiB anew in each round of 0.27 s: 60,000 faults a second of 260 ns are 1.5 % of a vCPU, in whole hundredths.
     assert nothing == 0 < usual < dear
+
+
+def test_a_guest_that_is_slowed_already_is_slowed_no_less_for_what_it_dirtied_so() -> None:
+    """At half of its pace it faults half as often as it would: its other half pays for as many again."""
+    sent: list[tuple[Any, ...]] = []
+    settings = PrecopySettings(0, 9, RoundCap.STOP, 0.0, 0.0, dirty_fault_ns=260.0)
+    live = SimpleNamespace(settings=settings, send=lambda *told: sent.append(told))
+    round_ = Round(1 << 30, 0, 1_000_000_000, 4 << 30)
+    for slowed in (0.0, 0.5):
+        one = SimpleNamespace(
+            precopy=SimpleNamespace(throttle=0.0, rounds=[round_]), slowed=(slowed, 0.0), number=1, source="a",
+            guest=SimpleNamespace(migration_handler=False, vcpus=1), order=SimpleNamespace(vm="vm"), flows=False,
+        )  # fmt: skip
+        slow_down(live, one)  # type: ignore[arg-type]
+    assert [told[2][2] for told in sent] == [pytest.approx(0.21), pytest.approx(0.35)]

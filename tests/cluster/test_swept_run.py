@@ -98,3 +98,33 @@ def test_a_run_shows_its_ranges_unless_it_is_told_not_to(capsys, tmp_path):
     assert all(one["swept"][0] <= one["stretched"] <= one["swept"][1] for one in body["stretched"])
     assert main(["run", str(file), "--layout", "inline", "--json", "--no-sweep"]) == 0
     assert "stretched" not in json.loads(capsys.readouterr().out)
+
+
+def test_whatever_row_a_user_gives_a_range_is_swept(tmp_path):
+    """Of machines whose blocks pay by rows of all kinds: boots, an SVSM, a disk, reports that are judged."""
+    table, mine = load_cost_table(), tmp_path / "mine.csv"
+    lines = ["name,value,unit,products,source,sweep_low,sweep_high"]
+    for name in table:
+        row = table.row(name)
+        low, high = max(row.bounds[0], 0.9 * row.value), min(row.bounds[1], 1.1 * row.value)
+        lines.append(f"{name},{row.value!r},{row.unit},all,our rack,{low!r},{high!r}")
+    mine.write_text("\n".join(lines) + "\n")
+    small = {"source_blocks": 64, "access_bytes": 4096, "instructions_per_unit": 50_000_000}
+    machines = [
+        vm("direct", "SEV_SNP", "random-access", host="milan", parameters=LARGE, kernel={"boot": "direct"}),
+        vm("above", "SEV_SNP", "random-access", host="milan", parameters=LARGE, svsm=True),
+        vm("builds", "SEV_SNP", "compile-job", host="milan", parameters=small, kernel={"encrypts_disk": True}),
+        vm("party", "PLAIN", "relying-party", host="naples", start="running"),
+        vm("tenant", "SEV_SNP", "random-access", host="milan", parameters=LARGE, attest_to="party", start="running"),
+    ]
+    done = run(
+        small_fleet(vms=machines, trace=None, duration="4 s", cost_rows=str(mine), key_service={"delay": "10 ms"}),
+        layout="inline",
+    )
+    matter = {one.workload + " " + one.generation: {row for row, _, _ in one.swings} for one in stretched(done)}
+    swept_machines = SweptRun(done)
+    assert {row["vm"] for row in done.vms.to_pylist()} == set(swept_machines.vms)
+    assert "boot.linux_lupine_ns" in swept_machines.of("direct").ends
+    assert {"disk.crypt_block_ns", "disk.crypt_request_ns"} <= swept_machines.of("builds").ends.keys()
+    assert {"attest.verify_chain_ns", "attest.verify_report_ns"} <= swept_machines.of("party").ends.keys()
+    assert "core.exit_ns" in matter["compile-job SEV_SNP"]
