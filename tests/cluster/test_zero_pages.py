@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from test_live_migration import BUSY, FAST, GIB, IDLE, LINK, QUICK, group, play, scenario, small_image, took_s  # noqa: F401
+from test_live_migration import BUSY, FAST, IDLE, LINK, QUICK, group, play, scenario, small_image, took_s  # noqa: F401
 from test_live_migration import move as planned
 
 from cluster.precopy import PrecopySettings, RoundCap
 from node.host import Host
 from node.operations import Write
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 PAGE_BYTES = 4096
 
 
