@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from test_live_migration import FAST, GIB, IDLE, LINK, QUICK, group, play, scenario, small_image, took_s  # noqa: F401
+from test_live_migration import BUSY, FAST, GIB, IDLE, LINK, QUICK, group, play, scenario, small_image, took_s  # noqa: F401
 from test_live_migration import move as planned
 
 from cluster.precopy import PrecopySettings, RoundCap
@@ -15,12 +15,15 @@ MIB = 1 << 20
 PAGE_BYTES = 4096
 
 
-def moved(generation: str = "PLAIN", memory: str = "1 GiB", at_start: Any = None, **settings: Any) -> dict[str, Any]:
+def moved(
+    generation: str = "PLAIN", memory: str = "1 GiB", at_start: Any = None, work: Mapping[str, Any] = IDLE,
+    **settings: Any,
+) -> dict[str, Any]:  # fmt: skip
     fabric = settings.pop("fabric", {})
     hosts = [{"name": "host", "product": "Milan", "count": 2, "memory": "16 GiB",
               "mode": "sme" if generation == "SME" else "none"}]  # fmt: skip
     body = scenario(
-        hosts=hosts, vms=[group("vm", **IDLE, generation=generation, memory=memory, vcpus=1)], migrations=[planned()],
+        hosts=hosts, vms=[group("vm", **{**work, "vcpus": 1}, generation=generation, memory=memory)], migrations=[planned()],
         migration=settings, fabric=fabric, duration="4 s", costs=QUICK,
     )  # fmt: skip
     (row,) = play(body, at_start=at_start)[1]["migrations"]
@@ -39,6 +42,16 @@ def test_a_share_of_zeros_is_neither_sent_nor_waited_for() -> None:
     shorter = took_s(plain) - took_s(half)
     assert shorter == pytest.approx((half["zero_bytes"] - news) / LINK, rel=0.02)
     assert half["downtime_ns"] == pytest.approx(plain["downtime_ns"], rel=0.02)
+
+
+def test_what_is_written_again_is_looked_for_zeros_no_more() -> None:
+    stopped = {"work": BUSY, "max_rounds": 4, "downtime_limit": "1 ms", "at_round_cap": "stop-and-copy"}
+    plain, half = moved(**stopped), moved(**stopped, zero_pages=0.5)
+    assert min(plain["rounds"], half["rounds"]) > 2
+    assert half["zero_bytes"] == pytest.approx(GIB / 2, rel=0.07)
+    news = half["zero_bytes"] // PAGE_BYTES * 8
+    sent = half["wire_bytes"] / half["bytes"], plain["wire_bytes"] / plain["bytes"]
+    assert half["wire_bytes"] == pytest.approx(half["bytes"] * sent[1] - half["zero_bytes"] + news, abs=16 * PAGE_BYTES)
 
 
 def test_what_is_all_zeros_takes_as_long_as_to_look_through_it() -> None:
