@@ -89,6 +89,12 @@ def test_a_page_of_4_kib_takes_to_accept_what_was_measured():
     assert predicted("BL-12")["64 GiB"] / (64 << 18) == pytest.approx(3.4e-6, rel=2e-3)
 
 
+def test_of_that_an_instruction_of_the_guest_s_takes_half_a_microsecond_and_the_host_the_rest():
+    """The sheet's starting value of PVALIDATE, section 9; RMPADJUST and RMPQUERY are taken to be like it."""
+    assert {TABLE[f"rmp.{one}_ns"] for one in ("pvalidate", "adjust", "query")} == {500}
+    assert TABLE["rmp.update_ns"] == pytest.approx(57e9 / (64 << 18) - 500 - TABLE["core.vmgexit_ns"] / 253, abs=1)
+
+
 def test_what_does_not_fit_into_caches_pays_what_was_fitted():
     """64 MiB in huge pages: half of the reads reach DRAM, for 8 ns on average; 4 MiB: none does."""
     assert memory_cases._cache_misses(64) * TABLE["dram.encryption_adder_ns"] == 8
