@@ -112,7 +112,7 @@ class Shard:
         return self._report(first_ns, done, reached=reached, outputs=outputs)
 
     def together(self, lookahead_ns: int, end_ns: int) -> Together:
-        """The entities, for whoever has them go on without windows."""
+        """The entities, for whoever has them go on without windows; from then on they may not be advanced here."""
         return Together(self._entities, lookahead_ns, end_ns, self._clock)
 
     def _deliver(self, mail: Mapping[str, tuple[Message, ...]], horizon_ns: int) -> list[tuple[int, str]]:

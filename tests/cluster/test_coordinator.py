@@ -228,14 +228,15 @@ def quiet(count: int, **changes: int) -> list[Toy]:
 
 def test_a_fleet_that_promises_silence_reaches_the_end_at_once() -> None:
     hosts = quiet(100, tick=400)
-    log, result = run_toys(InlineLayout(), hosts, control=ToyControl(()))
-    assert result.round_trips <= 3
+    log, result = run_toys(InlineLayout(), hosts, control=ToyControl(()), windows=True)
+    assert 1 <= result.round_trips <= 3
     assert result.reached_ns == END_NS
     assert all(log[toy.name] for toy in hosts)
 
 
 def round_trips(hosts: list[Toy], calls: Sequence[int] = ()) -> int:
-    return run_toys(InlineLayout(), hosts, control=ToyControl(("toy-0",), calls=tuple(calls)))[1].round_trips
+    plane = ToyControl(("toy-0",), calls=tuple(calls))
+    return run_toys(InlineLayout(), hosts, control=plane, windows=True)[1].round_trips
 
 
 def test_round_trips_do_not_grow_with_local_events() -> None:
@@ -247,6 +248,15 @@ def test_round_trips_do_not_grow_with_local_events() -> None:
 def test_round_trips_grow_with_letters_between_hosts() -> None:
     few, many = (round_trips(quiet(10), range(0, END_NS, step)) for step in (5000, 1000))
     assert few < many <= 4 * END_NS // 1000
+
+
+def test_hosts_of_one_process_wait_for_nobody_and_the_control_plane_acts_as_often_as_in_windows() -> None:
+    log, result = run_toys(InlineLayout(), toys())
+    waiting, in_windows = run_toys(InlineLayout(), toys(), windows=True)
+    assert digest(log) == digest(waiting)
+    assert result.round_trips == 0 < in_windows.round_trips
+    assert result.control_plane_acts == in_windows.control_plane_acts == len({at for at, _, _ in log[CONTROL]})
+    assert result.events == in_windows.events
 
 
 def test_a_host_that_breaks_its_promise_is_named() -> None:

@@ -69,7 +69,7 @@ def at_windows(due: dict[int, Callable[[], object]]) -> Callable[[int, int], int
 @pytest.mark.ray
 def test_workers_killed_at_twenty_random_windows_change_nothing(layout: ActorLayout) -> None:
     hosts = toys(6, seed=3)
-    expected, inline = run_toys(InlineLayout(), hosts, end_ns=END_NS)
+    expected, inline = run_toys(InlineLayout(), hosts, end_ns=END_NS, windows=True)
     struck: list[int] = []
 
     def strike() -> None:

@@ -268,6 +268,7 @@ def run_toys(
     control: ToyControl | None = None,
     end_ns: int = END_NS,
     lookahead_ns: int = LOOKAHEAD_NS,
+    windows: bool = False,
     cut: Callable[[int, int], int] | None = None,
     event_budget: int = UNBOUNDED,
     build: EntityFactory = build_toy,
@@ -275,7 +276,10 @@ def run_toys(
     """The log of every host and of the control plane."""
     plane = control or ToyControl(tuple(toy.name for toy in hosts), lookahead_ns, calls_of(hosts[0].seed))
     layout.start(build, [(toy.name, toy.pack()) for toy in hosts])
-    result = Coordinator(layout, plane, lookahead_ns, end_ns, cut=cut, event_budget=event_budget).run()
+    coordinator = Coordinator(
+        layout, plane, lookahead_ns, end_ns, windows=windows, cut=cut, event_budget=event_budget
+    )  # fmt: skip
+    result = coordinator.run()
     log: Log = {toy.name: [] for toy in hosts}
     log[CONTROL] = plane.log
     rows: Iterable[Any] = layout.collect(end_ns).get("log", [])
