@@ -123,7 +123,8 @@ def _sweep(arguments: argparse.Namespace, should_stop: ShouldStop) -> SweepResul
                 workers=arguments.workers, address=arguments.address, on_progress=shown, should_stop=should_stop,
             )  # fmt: skip
         except (PathError, GridError) as error:
-            raise UserError(f"--set {error}") from None
+            asked = "--unpublished:" if arguments.unpublished else "--set"
+            raise UserError(f"{asked} {error}") from None
         except (SeedsError, WorkersError) as error:
             raise UserError(f"--{error}") from None
         except UnknownFigureError as error:

@@ -55,7 +55,7 @@ def print_ranges(results: UnpublishedSweep, console: Console | None = None) -> N
         out.print(f"[bold]Partial results:[/] {results.partial}\n")
     ranges = {(row["figure"], row["of"]): row for row in results.ranges.to_pylist()}
     if ranges:
-        table = _table("While rows that nobody has published are swept", ("figure", "of"),
+        table = _table("While rows of the cost table are swept", ("figure", "of"),
                        ("as it is", "least", "most", "rows", "without"))  # fmt: skip
         for (figure, of), row in sorted(ranges.items(), key=lambda item: (list(FIGURES).index(item[0][0]), item[0][1])):
             values = (_figure(row[column], row["unit"]) for column in ("as_is", "low", "high"))

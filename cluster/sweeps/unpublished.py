@@ -99,10 +99,11 @@ def sweep_unpublished(
     on_progress: OnSweepProgress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> UnpublishedSweep:
-    """Run ``scenario`` as it is, and with each row that nobody has published at the least and the most of its sweep.
+    """Run ``scenario`` as it is, and with each row that has a sweep at the least and the most of it.
 
-    A row that the scenario or a file of its user sets is somebody's measurement, and stays. Else as
-    ``cluster.sweep``: the same arguments, errors, and folder to go on from.
+    Those are what nobody has published, and what was published and varies. A row that the scenario or a file of its
+    user sets is somebody's measurement, and stays. Else as ``cluster.sweep``: the same arguments, errors, and folder
+    to go on from.
     """
     chosen = chosen_figures(figures)
     plan = SweepPlan.one_at_a_time(scenario, seeds, swept_rows(scenario))
@@ -117,20 +118,21 @@ def sweep_unpublished(
 def tables_of(
     plan: SweepPlan, outcomes: Mapping[Run, RunOutcome], figures: Sequence[SweepFigure]
 ) -> dict[str, pa.Table]:
-    """All tables, by name, from the outcomes there are."""
+    """All tables, by name, from the points whose runs all have a result."""
     units = {figure.name: figure.unit for figure in figures}
     means = _means(plan, outcomes, units)
-    ended = {run.point.number for run in plan.runs if run in outcomes and outcomes[run].reason is None}
+    missing = {run.point.number for run in plan.runs if run not in outcomes or outcomes[run].reason is not None}
+    ended = {point.number for point in plan.points} - missing  # Means over other seeds would pass for swings.
     ranges: list[Row] = []
     swings: list[Row] = []
-    for kind in sorted({kind for values in means for kind in values}):
+    for kind in sorted({kind for point in sorted(ended) for kind in means[point]}):
         figure, of = kind
         named = {"figure": figure, "of": of, "unit": units[figure]}
-        as_is = means[0].get(kind)
+        as_is = means[0].get(kind) if 0 in ended else None
         changed = 0
         for number, axis in enumerate(plan.axes):
             ends = [1 + 2 * number, 2 + 2 * number]
-            if not all(end in ended for end in ends):
+            if not ended.issuperset({0, *ends}):
                 continue
             low, high = (means[end].get(kind) for end in ends)
             if not low == high == as_is:
@@ -138,7 +140,7 @@ def tables_of(
                 least, most = map(float, axis.values)
                 row = {"row": _row_name(axis), "row_low": least, "row_high": most}
                 swings.append({**named, **row, "at_low": low, "at_high": high})
-        values = [here[kind] for here in means if kind in here]
+        values = [means[point][kind] for point in sorted(ended) if kind in means[point]]
         none_at = sum(kind not in means[point] for point in ended)
         ranges.append({
             **named, "as_is": as_is, "low": min(values), "high": max(values), "rows": changed, "none_at": none_at,

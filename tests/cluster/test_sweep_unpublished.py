@@ -92,6 +92,18 @@ def test_ranges_and_swings_are_means_over_seeds(launching: Scenario) -> None:
     assert [row["reason"] for row in tables["runs"].to_pylist() if row["row_value"] is not None][2:4] == ["full"] * 2
 
 
+def test_a_point_of_which_one_seed_is_missing_counts_for_nothing(launching: Scenario) -> None:
+    plan = SweepPlan.one_at_a_time(launching, (1, 2), unpublished.swept_rows(launching))
+    outcomes = {one: RunOutcome("0", (Value("work", "X", float(one.seed)),)) for one in plan.runs}
+    tables = tables_of(plan, {one: outcomes[one] for one in plan.runs[:5]}, chosen_figures(["work"]))
+    assert tables["swings"].num_rows == 0
+    assert [(row["as_is"], row["low"], row["high"]) for row in tables["ranges"].to_pylist()] == [(1.5, 1.5, 1.5)]
+    outcomes[plan.runs[0]] = RunOutcome(reason="full")
+    tables = tables_of(plan, outcomes, chosen_figures(["work"]))
+    assert tables["swings"].num_rows == 0, "there is nothing to compare with"
+    assert tables["ranges"].to_pylist()[0]["as_is"] is None
+
+
 def test_ends_at_which_a_figure_has_no_value_are_counted(launching: Scenario) -> None:
     plan = SweepPlan.one_at_a_time(launching, (1,), unpublished.swept_rows(launching))
     some = (Value("downtime_ns", "PLAIN", 5.0),)
@@ -113,3 +125,5 @@ def test_the_command_prints_ranges_and_which_rows_matter(
     assert "rows swept 2, seeds 1, runs 5" in out
     assert main(["sweep", "launching.toml", "--unpublished", "--set", "costs.core.exit_ns=900"]) == 2
     assert capsys.readouterr().err.startswith("sevfleet: --set: expected without --unpublished")
+    assert main(["sweep", "launching.toml", "--unpublished", "--seeds", "50000"]) == 2
+    assert capsys.readouterr().err.startswith("sevfleet: --unpublished: the grid: expected at most 100,000 runs")

