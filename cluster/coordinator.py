@@ -27,6 +27,9 @@ Why cuts change nothing: windows are half-open, [from, horizon). A shorter one
 hands over the same messages, earlier or later, but always before their time, and an
 inbox sorts them by (time, sender, sequence). So the same messages meet the same
 events in the same order. Nor does it matter which hosts share a process.
+
+Where all hosts are in this process there are no windows at all: ``cluster.together`` has
+each of them, and the control plane, go on by the same rules.
 """
 
 from __future__ import annotations
@@ -88,8 +91,9 @@ class Coordinator:
     """Drives a layout's entities and a control plane to ``end_ns``.
 
     With ``windows`` hosts of this process go on in windows too, as those of others always do: for whoever wants to
-    know how many there are. ``cut`` may shorten one: it gets (from, horizon) and answers a time in between, ``horizon``
-    included. ``event_budget`` bounds the events of a call. Only tests have a reason for these two; each implies the first.
+    know how many there are. ``cut`` may shorten a window: it gets (from, horizon) and answers a time in between,
+    ``horizon`` included. ``event_budget`` bounds the events of a call. Only tests have a reason for these two, and
+    each implies windows.
     """
 
     def __init__(

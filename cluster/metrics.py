@@ -52,7 +52,7 @@ class MetricsPage(Collector):
             "sevfleet_virtual_duration_seconds", "Virtual time at which the run will end.", now.duration_ns / 1e9
         )
         yield CounterMetricFamily(
-            "sevfleet_round_trips", "Rounds in which hosts waited for one another; none in one process.", now.round_trips
+            "sevfleet_round_trips", "Rounds of hosts waiting for one another; none in one process.", now.round_trips
         )
         yield CounterMetricFamily(
             "sevfleet_control_plane_acts", "Points of virtual time at which the control plane acted.",

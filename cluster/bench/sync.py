@@ -142,7 +142,8 @@ def round_trips(vms_per_host: int) -> int:
         layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet_.orders])
     try:
         # In windows, as between processes, where they are what costs; how many there are does not depend on layouts.
-        return Coordinator(layout, fleet_.control, scenario.lookahead, scenario.duration, windows=True).run().round_trips
+        outcome = Coordinator(layout, fleet_.control, scenario.lookahead, scenario.duration, windows=True).run()
+        return outcome.round_trips
     finally:
         layout.close()
 

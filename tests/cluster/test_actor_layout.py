@@ -18,8 +18,8 @@ from toy_hosts import Toy, build_badly, build_toy, digest, run_toys, toys
 
 from cluster.actor_layout import ACTOR_BYTES, ActorLayout, one_each, packed
 from cluster.bundled_scenarios import bundled_text
-from cluster.inbox import ProtocolViolationError
 from cluster.coordinator import CoordinatorResult
+from cluster.inbox import ProtocolViolationError
 from cluster.inline_layout import InlineLayout
 from cluster.layout import LayoutError, StartStoppedError
 from cluster.ray_cluster import ClusterError
