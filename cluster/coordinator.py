@@ -43,7 +43,7 @@ from typing import Protocol
 from cluster.entity import NEVER, Message
 from cluster.inbox import ProtocolViolationError
 from cluster.layout import Layout
-from cluster.together import Together, too_late
+from cluster.together import Together
 
 PROGRESS_S = 1.0
 
@@ -164,11 +164,14 @@ class Coordinator:
             events, next_ns, acts_ns = together.go_on(acts_ns, self._received, act, until_acted=watched)
             self._calls += 1
             self._events += events
-            self._reached_ns = min(next_ns, self._end_ns)
+            # Nobody says anything before either time, and an answer takes the lookahead. A host that a message wakes
+            # catches up from its start on, which takes nothing back.
+            reached_ns = min(next_ns, acts_ns + self._lookahead_ns, self._end_ns)
+            self._reached_ns = max(self._reached_ns, reached_ns)
             if self._on_progress is not None:
                 self._show(self._reached_ns)
             if self._should_stop is not None and (reason := self._should_stop()) is not None:
-                self._reached_ns = together.level()
+                self._reached_ns = together.level(self._reached_ns)
                 return self.result(reason)
             if next_ns >= self._end_ns and acts_ns >= self._end_ns:
                 return self.result(None)
@@ -218,7 +221,9 @@ class Coordinator:
             self._promise_ns = report.earliest_output_ns
             for message in report.outputs:
                 if message[0] < self._reached_ns:
-                    raise too_late(message)
+                    raise ProtocolViolationError(
+                        f"{message.sender}: sent at {message.time_ns} ns, inside a window that began later"
+                    )
                 heapq.heappush(self._received, message)
             if self._on_progress is not None:
                 self._show(min(report.next_event_ns, horizon_ns))

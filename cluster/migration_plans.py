@@ -32,7 +32,7 @@ class Drain:
             return "complete"
         return "incomplete: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(left.items()))
 
-    def is_over(self, outcome: Outcome | None, now_ns: int) -> None:
+    def note_end(self, outcome: Outcome | None, now_ns: int) -> None:
         """One of the moves that it waits for has ended so; None for one by which a VM was to come."""
         if outcome is not None:
             self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
@@ -97,7 +97,8 @@ class MigrationPlans:
         # No VM is moved to a host that is emptied too, also if that is asked for at the same instant.
         emptied = frozenset(plan.host for plan in self._planned_drains if plan.at <= now_ns)
         moves = {one.order.vm: one for one in under_way if host in (one.source, one.destination)}
-        vms = [*placement.on(host), *(vm for vm, one in moves.items() if one.destination == host)]
+        # One that runs at its target before its last page is there has a place there alone, and a move that goes on.
+        vms = list(dict.fromkeys([*placement.on(host), *moves]))
         drain.waiting = len(vms)
         if not vms:
             drain.ended_ns = now_ns
@@ -109,7 +110,7 @@ class MigrationPlans:
 
     def _move_off(self, drain: Drain, vm: str, emptied: frozenset[str], now_ns: int) -> None:
         self.live.order(
-            MigrationOrder(vm, drain=drain.host), now_ns, lambda one, at_ns: drain.is_over(one.outcome, at_ns), emptied
+            MigrationOrder(vm, drain=drain.host), now_ns, lambda one, at_ns: drain.note_end(one.outcome, at_ns), emptied
         )
 
     def _wait_for(self, drain: Drain, one: Migration, emptied: frozenset[str]) -> None:
@@ -120,7 +121,7 @@ class MigrationPlans:
             if self.live.placement.host_of(one.order.vm) == drain.host:
                 self._move_off(drain, one.order.vm, emptied, now_ns)
             else:
-                drain.is_over(one.outcome if one.source == drain.host else None, now_ns)
+                drain.note_end(one.outcome if one.source == drain.host else None, now_ns)
 
         def over(ended: Migration, ended_ns: int) -> None:
             if before is not None:

@@ -40,7 +40,7 @@ from typing import Any, Self
 
 from cluster import actor_shell
 from cluster.actor_shell import ActorShell, Papers
-from cluster.cluster_address import ClusterFacts, facts_of
+from cluster.cluster_address import ClusterFacts, facts_of, parsed_address
 from cluster.code_bundle import difference, offer, own_papers
 from cluster.daemon_watch import DaemonEnded, DaemonWatch
 from cluster.errors import ToolError, UserError
@@ -250,10 +250,15 @@ class Actors:
 
 
 class RayCluster(Actors):
-    """A Ray from ``start`` to ``close``: our own, or the one at ``address``, which goes on without us."""
+    """A Ray from ``start`` to ``close``: our own, or the one at ``address``, which goes on without us.
+
+    Raises AddressError for an address that is none.
+    """
 
     def __init__(self, address: str | None = None) -> None:
         super().__init__()
+        if address is not None:
+            parsed_address(address)  # Before anybody builds a fleet for it.
         self.startup_s = 0.0
         self.cpus = cores()
         """Cores that it offers, once it is started."""

@@ -47,7 +47,9 @@ class Exits(Protocol):
     def vmgexit(self, vm: str, vcpu: int, value: int) -> Generator[_Batch, _Answers, int]:
         """Answer VMGEXIT: the GHCB MSR's new value, ``HELD_IN_RESET``, or a negative number that ends the VM."""
 
-    def cpuid(self, vm: str, function: int, index: int) -> Generator[_Batch, _Answers, op.CpuidResult]:
+    def cpuid(
+        self, vm: str, vcpu: int, function: int, index: int
+    ) -> Generator[_Batch, _Answers, op.CpuidResult]:
         """Answer CPUID of a guest whose registers are not encrypted."""
 
     def mmio(
@@ -101,7 +103,7 @@ class ExitInstructions:
         if route(vmcb.generation, ExitCode.CPUID) is Route.VC_HANDLER:
             return op.Fault(op.FaultKind.VMM_COMMUNICATION, 0, ExitCode.CPUID)
         exits = self._board.exits
-        return undefined() if exits is None else self._run(exits.cpuid(vmcb.vm, one.function, one.index))
+        return undefined() if exits is None else self._run(exits.cpuid(vmcb.vm, vmcb.vcpu, one.function, one.index))
 
     def mmio(self, vmcb: Vmcb, gpa: int, length: int, value: int | None) -> op.Answer:
         """What becomes of a load, or with ``value`` a store, of registers where nested tables lead nowhere."""

@@ -20,7 +20,8 @@ from node.ap_jump_table import serve_jump_table
 from node.ap_reset_hold import hold_by_event, hold_by_message
 from node.apic_id_list import serve_apic_ids
 from node.cpu_model import shown_leaves
-from node.cpuid_page import CpuidEntry
+from node.cpuid_by_vcpu import with_apic_id
+from node.cpuid_page import EXTENDED_LEAVES, CpuidEntry
 from node.device_access import device_access
 from node.generation import CAPABILITIES, Generation
 from node.ghcb_page import (
@@ -156,8 +157,8 @@ class GhcbServer:
         return msr.SevInfo(most, least, self._c_bit).value
         yield ()
 
-    def _cpuid_message(self, _vm: str, record: LaunchedVm, _vcpu: int, asked: msr.CpuidRequest) -> Reply:
-        return msr.CpuidValue(self.leaf(record, asked.function, 0)[asked.register], asked.register).value
+    def _cpuid_message(self, _vm: str, record: LaunchedVm, vcpu: int, asked: msr.CpuidRequest) -> Reply:
+        return msr.CpuidValue(self.leaf(record, vcpu, asked.function, 0)[asked.register], asked.register).value
         yield ()
 
     def _hold_message(self, _vm: str, record: LaunchedVm, vcpu: int, _asked: msr.ApResetHoldRequest) -> Reply:
@@ -225,8 +226,8 @@ class GhcbServer:
             raise GhcbRefused(BadInput.INVALID_EVENT, "SW_EXITCODE")
         return (yield from handler(vm, record, vcpu, exit_, request))
 
-    def _cpuid_event(self, _vm: str, record: LaunchedVm, _vcpu: int, _exit: GhcbExit, asked: nae.CpuidQuery) -> Serve:
-        values = self.leaf(record, asked.function, asked.index)
+    def _cpuid_event(self, _vm: str, record: LaunchedVm, vcpu: int, _exit: GhcbExit, asked: nae.CpuidQuery) -> Serve:
+        values = self.leaf(record, vcpu, asked.function, asked.index)
         return NaeReply(registers=dict(zip(("RAX", "RBX", "RCX", "RDX"), values, strict=True)))
         yield ()
 
@@ -382,12 +383,12 @@ class GhcbServer:
         tio = self._announces_tio and self.tio.offers(vm, record)
         return _features(record) | (msr.HypervisorFeature.TIO if tio else 0)
 
-    def leaf(self, record: LaunchedVm, function: int, index: int) -> tuple[int, int, int, int]:
+    def leaf(self, record: LaunchedVm, vcpu: int, function: int, index: int) -> tuple[int, int, int, int]:
         """A leaf that guests have, else zeros, as processors answer to leaves that they do not have."""
-        for one in self.leaves[record.generation] if record.leaves is None else record.leaves:
-            if (one.eax_in, one.ecx_in) == (function, index):
-                return one.eax, one.ebx, one.ecx, one.edx
-        return 0, 0, 0, 0
+        leaves = self.leaves[record.generation] if record.leaves is None else record.leaves
+        shown = _leaf(leaves, function, index)
+        is_there = function <= _leaf(leaves, function & EXTENDED_LEAVES, 0)[0]
+        return with_apic_id(function, shown, vcpu) if is_there else shown
 
     # Scratch memory.
 
@@ -426,6 +427,13 @@ _DR7_AT_RESET = 0x400
 _KVM_EPERM, _KVM_ENOSYS = 1, 1000
 """Of Linux's include/uapi/linux/kvm_para.h."""
 _BY_MSR = frozenset({msr.MsrPageState.PRIVATE, msr.MsrPageState.SHARED})
+
+
+def _leaf(leaves: Iterable[CpuidEntry], function: int, index: int) -> tuple[int, int, int, int]:
+    for one in leaves:
+        if (one.eax_in, one.ecx_in) == (function, index):
+            return one.eax, one.ebx, one.ecx, one.edx
+    return 0, 0, 0, 0
 
 
 def _changes_pages(record: LaunchedVm) -> bool:

@@ -183,9 +183,9 @@ class Hypervisor:
         """Answer VMGEXIT: the GHCB MSR's new value, or a negative number that holds the vCPU or ends the VM."""
         return self._ghcb.serve(vm, self._vms[vm], vcpu, value)
 
-    def cpuid(self, vm: str, function: int, index: int) -> CpuidReply:
+    def cpuid(self, vm: str, vcpu: int, function: int, index: int) -> CpuidReply:
         """What CPUID tells a guest whose registers are there to be written."""
-        return op.CpuidResult(*self._ghcb.leaf(self._vms[vm], function, index))
+        return op.CpuidResult(*self._ghcb.leaf(self._vms[vm], vcpu, function, index))
         yield ()
 
     def mmio(self, vm: str, vcpu: int, gpa: int, length: int, value: int | None) -> Reply:

@@ -104,7 +104,7 @@ class HypervisorPort(Protocol):
     def vmgexit(self, vm: str, vcpu: int, value: int) -> Reply:
         """Answer VMGEXIT: the GHCB MSR's new value, or a negative number that holds the vCPU or ends the VM."""
 
-    def cpuid(self, vm: str, function: int, index: int) -> CpuidReply:
+    def cpuid(self, vm: str, vcpu: int, function: int, index: int) -> CpuidReply:
         """Answer CPUID of a guest whose registers are not encrypted."""
 
     def mmio(self, vm: str, vcpu: int, gpa: int, length: int, value: int | None) -> Reply:

@@ -56,7 +56,7 @@ TASKS: Mapping[str, TaskForm] = {
     "destroy": TaskForm(form_of(tuple[str]), form_of(None)),
     "page_state_change": TaskForm(form_of(tuple[str, PageStateChange]), form_of(int)),
     "vmgexit": TaskForm(form_of(tuple[str, int, int]), form_of(int)),
-    "cpuid": TaskForm(form_of(tuple[str, int, int]), form_of(CpuidResult)),
+    "cpuid": TaskForm(form_of(tuple[str, int, int, int]), form_of(CpuidResult)),
     "mmio": TaskForm(form_of(tuple[str, int, int, int, int | None]), form_of(int)),
     "update_firmware": TaskForm(form_of(tuple[bytes, bool]), form_of(int)),
     "commit_firmware": TaskForm(form_of(tuple[()]), form_of(int)),

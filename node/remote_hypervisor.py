@@ -79,9 +79,9 @@ class RemoteHypervisor:
         """Answer VMGEXIT: the GHCB MSR's new value, or a negative number that ends the VM."""
         return self._task("vmgexit", vm, vcpu, value)
 
-    def cpuid(self, vm: str, function: int, index: int) -> CpuidReply:
+    def cpuid(self, vm: str, vcpu: int, function: int, index: int) -> CpuidReply:
         """Answer CPUID of a guest whose registers are not encrypted."""
-        return self._task("cpuid", vm, function, index)
+        return self._task("cpuid", vm, vcpu, function, index)
 
     def mmio(self, vm: str, vcpu: int, gpa: int, length: int, value: int | None) -> Reply:
         """Answer a load, or with ``value`` a store, to a device by a guest whose registers are not encrypted."""

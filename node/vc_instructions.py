@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from node.cpuid_by_vcpu import BITS_BY_VCPU, merged
 from node.cpuid_page import (
     CPUID_PAGE_BYTES,
     ENCRYPTION_LEAF,
@@ -51,6 +52,7 @@ _DEVICE_BYTES, _MOST_DEVICE_BYTES = 8, 4096
 """Of one access to a device, and of an instruction that makes several."""
 _EXTENDED_STATE_LEAF = 0xD
 _XCR0_AT_RESET = 1
+_NONE = (0, 0, 0, 0)
 _IN = 1
 """EXITINFO1 of IN and OUT: bit 0 for IN, one of bits 4 to 6 for the width, the port in bits 31:16."""
 
@@ -114,15 +116,40 @@ class VcInstructions:
 
     def _cpuid(self, one: Cpuid) -> Answering:
         if self.cpuid_gpa is not None and self.settings.reads_cpuid_page:
-            return (yield from _by_page(self.cpuid_gpa, one))
+            return (yield from self._by_page(self.cpuid_gpa, one))
+        result = yield from self._asked(one)
+        if self.settings.checks_cpuid and self._denies_encryption(one, result):
+            raise KernelPanic("CPUID of the hypervisor", ReasonSet.LINUX, LinuxReason.CPUID_OF_HYPERVISOR)
+        return result
+
+    def _by_page(self, gpa: int, one: Cpuid) -> Answering:
+        """A leaf of the page that firmware checked; of the hypervisor's what differs by vCPU alone."""
+        bits = BITS_BY_VCPU.get(one.function)
+        look, alone = UpkeepRead(gpa, CPUID_PAGE_BYTES, paid=True), GuestWork("core.vc_ns")
+        # With an exit after it the #VC costs nothing of its own, for the round trip has the figure.
+        page, *_ = yield (look, alone) if bits is None else (look,)
+        try:
+            entries = parse_cpuid_page(page) if isinstance(page, bytes) else None
+        except ValueError:
+            entries = None
+        if entries is None:
+            raise KernelPanic("no CPUID page", ReasonSet.LINUX, LinuxReason.CPUID_PAGE)
+        leaves = {(entry.eax_in, entry.ecx_in): (entry.eax, entry.ebx, entry.ecx, entry.edx) for entry in entries}
+        shown = leaves.get((one.function, one.index), _NONE)
+        if bits is None:
+            return CpuidResult(*shown)
+        if one.function > leaves.get((one.function & EXTENDED_LEAVES, 0), _NONE)[0]:
+            yield (alone,)
+            return CpuidResult(*shown)
+        told = yield from self._asked(one)
+        return CpuidResult(*merged(shown, (told.eax, told.ebx, told.ecx, told.edx), bits))
+
+    def _asked(self, one: Cpuid) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], CpuidResult]:
         registers = {"RAX": one.function, "RCX": one.index}
         if one.function == _EXTENDED_STATE_LEAF:
             registers |= {"XCR0": _XCR0_AT_RESET, "XSS": 0}
         found = yield from self._exit(NaeEvent.CPUID, registers)
-        result = CpuidResult(*[found[name] & _WORD for name in ("RAX", "RBX", "RCX", "RDX")])
-        if self.settings.checks_cpuid and self._denies_encryption(one, result):
-            raise KernelPanic("CPUID of the hypervisor", ReasonSet.LINUX, LinuxReason.CPUID_OF_HYPERVISOR)
-        return result
+        return CpuidResult(*[found[name] & _WORD for name in ("RAX", "RBX", "RCX", "RDX")])
 
     def _denies_encryption(self, one: Cpuid, result: CpuidResult) -> bool:
         """#VC is raised in guests with encrypted registers only, whatever a hypervisor says."""
@@ -199,17 +226,3 @@ def _raised(reply: GhcbReply) -> Fault:
     if reply.exception != GENERAL_PROTECTION:
         raise UnexpectedException(f"exception {reply.exception}")
     return Fault(FaultKind.GENERAL_PROTECTION, 0)
-
-
-def _by_page(gpa: int, one: Cpuid) -> Answering:
-    page, *_ = yield (UpkeepRead(gpa, CPUID_PAGE_BYTES, paid=True), GuestWork("core.vc_ns"))
-    try:
-        entries = parse_cpuid_page(page) if isinstance(page, bytes) else None
-    except ValueError:
-        entries = None
-    if entries is None:
-        raise KernelPanic("no CPUID page", ReasonSet.LINUX, LinuxReason.CPUID_PAGE)
-    for entry in entries:
-        if (entry.eax_in, entry.ecx_in) == (one.function, one.index):
-            return CpuidResult(entry.eax, entry.ebx, entry.ecx, entry.edx)
-    return CpuidResult(0, 0, 0, 0)

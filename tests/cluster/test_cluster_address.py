@@ -9,6 +9,7 @@ import pytest
 
 from cluster.cluster_address import FIND_OUT_S, AddressError, facts_of, parsed_address
 from cluster.ray_cluster import RayCluster
+from cluster.session import Session
 
 
 @contextlib.contextmanager
@@ -47,6 +48,11 @@ def test_what_is_no_address_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(AddressError) as caught:
         parsed_address(text)
     assert str(caught.value) == f'address: expected HOST:PORT of a Ray cluster, such as 10.0.0.1:6379, got "{text}"'
+
+
+def test_what_is_no_address_is_refused_before_there_is_a_fleet() -> None:
+    with pytest.raises(AddressError, match=r'^address: expected HOST:PORT of a Ray cluster, .* got "auto"$'):
+        Session("packed", None, "auto")
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 300])

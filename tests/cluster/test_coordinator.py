@@ -309,6 +309,39 @@ def answers(*reasons: str | None) -> Iterator[str | None]:
         yield reasons[-1]
 
 
+@pytest.mark.parametrize("build", [toy_hosts.build_toy, toy_hosts.build_resting])
+@pytest.mark.parametrize("stop", [0, 1, 5, 12, 30])
+def test_a_run_that_stops_at_any_call_has_done_all_before_where_it_says_it_is_and_never_goes_back(
+    build: EntityFactory, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.together.CALL_S", 1e-6)
+    monkeypatch.setattr("cluster.together.SLICE_EVENTS", 2)
+    monkeypatch.setattr("cluster.slices.SLICE_EVENTS", 2)
+    hosts = quiet(6, seed=3, tick=20)  # Who rests says nothing of its own.
+    calls = (7000, *range(9000, END_NS, 300))
+    whole, _ = run_toys(InlineLayout(), hosts, control=ToyControl(tuple(toy.name for toy in hosts), calls=calls))
+    layout, plane = InlineLayout(), ToyControl(tuple(toy.name for toy in hosts), calls=calls)
+    layout.start(build, [(toy.name, toy.pack()) for toy in hosts])
+    reached: list[int] = []
+
+    def should_stop() -> str | None:
+        reached.append(coordinator._reached_ns)
+        return "enough" if len(reached) > stop else None
+
+    coordinator = Coordinator(layout, plane, LOOKAHEAD_NS, END_NS, should_stop=should_stop)
+    reached.append((result := coordinator.run()).reached_ns)
+    assert result.stopped == "enough"
+    assert reached == sorted(reached)
+    assert reached[-1] <= max(plane.next_event_ns(), *[at for at, _, _ in plane.log[-1:]], 0) + LOOKAHEAD_NS
+    told: Log = {toy.name: [] for toy in hosts}
+    for row in layout.collect(result.reached_ns)["log"]:
+        told[str(row["host"])].append((int(str(row["time"])), str(row["what"]), str(row["text"])))
+    for toy in hosts:
+        before = [[line for line in log[toy.name] if line[0] < result.reached_ns] for log in (whole, told)]
+        assert before[0] == before[1]
+        assert before[0] or stop < 12
+
+
 @pytest.mark.parametrize("budget", [3, 8000])
 def test_a_run_that_is_asked_to_stop_keeps_what_it_has(budget: int) -> None:
     layout = InlineLayout()

@@ -126,6 +126,15 @@ def test_a_vm_that_is_being_laid_down_when_its_source_and_the_control_plane_cras
         assert (wrong, one.outcome) == (None, Outcome.COMPLETED)
 
 
+@pytest.mark.parametrize("way", ["SEV", "SEV_SNP"])
+def test_a_target_that_crashed_as_it_copied_copies_what_comes_next(way: str, firmware: Path) -> None:
+    """What it was asked for before is forgotten with the rest."""
+    crash = {"kind": "host-crash", "host": "host-2", "at": "1300 ms"}
+    moves = [{"vm": "vm", "at": at_s, "to": "host-2"} for at_s in ("1 s", "2 s")]
+    wrong, (first, second) = faults.judged(at(faults.schedule(0, way, firmware), crash) | {"migrations": moves})
+    assert (wrong, first.outcome, second.outcome) == (None, Outcome.TARGET_LOST, Outcome.COMPLETED)
+
+
 def test_a_schedule_that_fails_is_made_smaller(firmware: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = faults.schedule(3, "PLAIN", firmware)
     body["faults"] = [{"kind": "control-plane-crash", "at": f"{time} s"} for time in (1, 2, 3)]

@@ -123,7 +123,7 @@ def test_a_process_serves_one_vm_after_another(processes: LentProcesses) -> None
 def test_an_error_in_a_process_comes_out_as_it_was_raised(processes: LentProcesses) -> None:
     isolated = IsolatedHost(host_order(), processes)
     with pytest.raises(KeyError, match="nobody"):
-        isolated.host.tasks.at_once(isolated.host.hypervisor.cpuid("nobody", 0, 0))
+        isolated.host.tasks.at_once(isolated.host.hypervisor.cpuid("nobody", 0, 0, 0))
     assert IsolatedHost(host_order(), processes).gauges()["asids_in_use"] == 0
 
 

@@ -119,6 +119,31 @@ def test_where_the_run_ends_before_all_is_there_the_vm_is_at_its_target_once() -
     assert (vm_row(rows)["host"], vm_row(rows)["state"]) == ("host-2", "running")
 
 
+def drained_beside(host: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A drain while a VM that runs at its target already has pages at its source: the drain's row, and the moves."""
+    _, rows = play(
+        scenario(
+            vms=[group("vm", **writer(400_000_000, 256 << 20))], migrations=[move(to="host-2")], migration=POST,
+            fabric=LINK, drains=[{"host": host, "at": "6 s"}], duration="60 s",
+        )
+    )  # fmt: skip
+    (drain,) = rows["drains"]
+    first = rows["migrations"][0]
+    assert first["ended_ns"] - first["post_copy_ns"] < drain["asked_ns"] < first["ended_ns"]
+    return drain, rows["migrations"]
+
+
+def test_a_source_is_empty_when_the_last_page_has_left_it() -> None:
+    drain, (left,) = drained_beside("host-1")
+    assert (drain["result"], drain["ended_ns"]) == ("complete", left["ended_ns"])
+
+
+def test_a_drained_target_waits_for_the_last_page_and_moves_the_vm_on_once() -> None:
+    drain, moves = drained_beside("host-2")
+    assert [(one["destination"], one["outcome"]) for one in moves] == [("host-2", "completed"), ("host-1", "completed")]
+    assert (drain["result"], drain["ended_ns"]) == ("complete", moves[1]["ended_ns"])
+
+
 def late(lasts: str, at: str, **changes: Any) -> dict[str, Any]:
     return {"kind": "messages", "host": "host-2", "direction": "to", "at": at, "lasts": lasts} | changes
 

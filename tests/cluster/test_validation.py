@@ -98,6 +98,7 @@ def test_what_does_not_fit_into_caches_pays_what_was_fitted():
 def test_exits_are_those_of_the_hypercall_and_of_a_port():
     found = predicted("EX-1", core__port_ns=2000.0, core__exit_ns=1000.0)
     assert (found["CPUID, plain VM"], found["CPUID, leaf 1, SNP"]) == (1000, 3553)
+    assert found["CPUID, leaf 11, SNP"] == 3553
     assert found["port, SNP over plain"] == pytest.approx((2000 - 1000 + 3553) / 2000)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node import operations as op
-from node.cpuid_page import CPUID_PAGE_BYTES
+from node.cpuid_page import CPUID_PAGE_BYTES, CpuidEntry, cpuid_page
 from node.generation import CAPABILITIES, Generation
 from node.ghcb_page import GHCB_BYTES, build_reply, exception_event
 from node.guest import GuestState
@@ -194,6 +194,51 @@ def test_a_handler_shows_no_more_than_the_instruction_needs():
     assert set(shown) == {0x1F8, 0x308, 0x310, 0x390, 0x398}
 
 
+CPUID_PAGE = 0x2000
+MINE = 0x1234_5678, 0x0A0B_0C0D, 0x1111_2222, 0x0033_0044
+"""What the page has of each leaf; its EDX has not bit 9."""
+
+
+def by_page(function, index=0, last=0xD):
+    """What a guest with a CPUID page got of a hypervisor that says all ones, and how often that was asked."""
+    entries = [CpuidEntry(leaf, 0, 0, 0, *MINE) for leaf in (1, 7, 0xB, 0xD, 0x8000_001E)]
+    entries += [CpuidEntry(0, eax=last), CpuidEntry(0x8000_0000, eax=0x8000_001F)]
+    lies = reply(RAX=(1 << 64) - 1, RBX=(1 << 64) - 1, RCX=(1 << 64) - 1, RDX=(1 << 64) - 1)
+
+    def respond(each):
+        if isinstance(each, Read):
+            return cpuid_page(entries) if each.gpa == CPUID_PAGE else lies
+        return each.msr if isinstance(each, VmgExit) else None
+
+    handler = VcHandler(GHCB, CPUID_PAGE)
+    ending, (got,), batches = handled(op.Cpuid(function, index), ExitCode.CPUID, respond, handler)
+    assert ending == Sleep(1)
+    return (got.eax, got.ebx, got.ecx, got.edx), sum(isinstance(each, VmgExit) for batch in batches for each in batch)
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        (1, (0x1234_5678, 0xFF0B_0C0D, 0x1111_2222, 0x0033_0244)),
+        (0xB, (*MINE[:3], 0xFFFF_FFFF)),
+        (0x8000_001E, (0xFFFF_FFFF, 0x0A0B_0CFF, 0x1111_22FF, MINE[3])),
+    ],
+)
+def test_of_the_hypervisor_a_vcpu_with_a_cpuid_page_learns_its_own_number_alone(function, found):
+    """APM volume 3, appendix E: APIC ID in EBX[31:24], EDX and EAX; APIC in EDX[9]; core and node in EBX, ECX[7:0]."""
+    assert by_page(function) == (found, 1)
+
+
+@pytest.mark.parametrize("function", [7, 0xD])
+def test_what_is_the_same_on_all_vcpus_is_asked_of_nobody(function):
+    assert by_page(function) == (MINE, 0)
+
+
+def test_nor_is_a_leaf_beyond_the_last_that_the_page_has():
+    assert by_page(0xB, 3, last=0xD) == ((0, 0, 0, 0xFFFF_FFFF), 1)
+    assert by_page(0xB, 3, last=7) == ((0, 0, 0, 0), 0)
+
+
 ANSWERS = st.one_of(
     st.none(),
     st.integers(-1, 1 << 64),
@@ -204,7 +249,7 @@ ANSWERS = st.one_of(
     st.builds(Fault, st.sampled_from(FaultKind), st.integers(0, 1 << 52), st.integers(0, 1 << 32)),
     st.builds(PValidateResult, st.integers(0, 9), st.booleans()),
 )
-OTHERS = (op.Cpuid(0), op.Cpuid(0xD, 1), op.Cpuid(0x8000_001F), op.ReadDr7(), op.WriteDr7(1))
+OTHERS = (op.Cpuid(0), op.Cpuid(1), op.Cpuid(0xD, 1), op.Cpuid(0x8000_001F), op.ReadDr7(), op.WriteDr7(1))
 ASKED = st.sampled_from([*INSTRUCTIONS, *OTHERS])
 CREDULOUS = KernelSettings(checks_exit_code=False, reads_cpuid_page=False, checks_cpuid=False)
 
