@@ -22,8 +22,9 @@ def moved(
     fabric = settings.pop("fabric", {})
     hosts = [{"name": "host", "product": "Milan", "count": 2, "memory": "16 GiB",
               "mode": "sme" if generation == "SME" else "none"}]  # fmt: skip
+    vm = group("vm", **{**work, "vcpus": 1}, generation=generation, memory=memory)
     body = scenario(
-        hosts=hosts, vms=[group("vm", **{**work, "vcpus": 1}, generation=generation, memory=memory)], migrations=[planned()],
+        hosts=hosts, vms=[vm], migrations=[planned()],
         migration=settings, fabric=fabric, duration="4 s", costs=QUICK,
     )  # fmt: skip
     (row,) = play(body, at_start=at_start)[1]["migrations"]
