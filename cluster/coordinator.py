@@ -27,6 +27,9 @@ Why cuts change nothing: windows are half-open, [from, horizon). A shorter one
 hands over the same messages, earlier or later, but always before their time, and an
 inbox sorts them by (time, sender, sequence). So the same messages meet the same
 events in the same order. Nor does it matter which hosts share a process.
+
+Where all hosts are in this process there are no windows at all: ``cluster.together`` has
+each of them, and the control plane, go on by the same rules.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ from typing import Protocol
 from cluster.entity import NEVER, Message
 from cluster.inbox import ProtocolViolationError
 from cluster.layout import Layout
-from cluster.together import Together, too_late
+from cluster.together import Together
 
 PROGRESS_S = 1.0
 
@@ -65,6 +68,7 @@ class ProgressFacts:
 
     virtual_ns: int
     round_trips: int
+    control_plane_acts: int
     events: int
 
 
@@ -74,7 +78,9 @@ class CoordinatorResult:
 
     reached_ns: int
     round_trips: int
-    """Windows: how often everybody had to wait for everybody. Without windows, how often the control plane acted."""
+    """Windows: how often everybody had to wait for everybody. None without windows, where nobody waits."""
+    control_plane_acts: int
+    """How often the control plane acted: the same in every layout, however windows are cut."""
     calls: int
     """Calls of the layout: more than windows where one took longer than a call may."""
     events: int
@@ -84,9 +90,10 @@ class CoordinatorResult:
 class Coordinator:
     """Drives a layout's entities and a control plane to ``end_ns``.
 
-    ``cut`` may shorten a window: it gets (from, horizon) and answers a time in
-    between, ``horizon`` included. ``event_budget`` bounds the events of a call.
-    Only tests have a reason for either.
+    With ``windows`` hosts of this process go on in windows too, as those of others always do: for whoever wants to
+    know how many there are. ``cut`` may shorten a window: it gets (from, horizon) and answers a time in between,
+    ``horizon`` included. ``event_budget`` bounds the events of a call. Only tests have a reason for these two, and
+    each implies windows.
     """
 
     def __init__(
@@ -96,6 +103,7 @@ class Coordinator:
         lookahead_ns: int,
         end_ns: int,
         *,
+        windows: bool = False,
         cut: Callable[[int, int], int] | None = None,
         event_budget: int = UNBOUNDED,
         on_progress: Callable[[ProgressFacts], None] | None = None,
@@ -107,6 +115,7 @@ class Coordinator:
         self._control = control
         self._lookahead_ns = lookahead_ns
         self._end_ns = end_ns
+        self._windows = windows or cut is not None or event_budget != UNBOUNDED
         self._cut = cut
         self._event_budget = event_budget
         self._on_progress = on_progress
@@ -118,6 +127,7 @@ class Coordinator:
         """The control plane's next time of its own, as it said after its last step: only a step changes it."""
         self._reached_ns = 0
         self._round_trips = 0
+        self._acts = 0
         self._calls = 0
         self._events = 0
         self._shown_s = time.monotonic()
@@ -125,8 +135,8 @@ class Coordinator:
 
     def run(self) -> CoordinatorResult:
         """Go to the end, or to where ``should_stop`` gives a reason."""
-        together = self._layout.together(self._lookahead_ns, self._end_ns)
-        if together is not None and self._cut is None and self._event_budget == UNBOUNDED:
+        together = None if self._windows else self._layout.together(self._lookahead_ns, self._end_ns)
+        if together is not None:
             return self._run_together(together)
         self._promise_ns = self._layout.report().earliest_output_ns
         while True:
@@ -145,7 +155,6 @@ class Coordinator:
         received, post, step = self._received, together.post, self._step
 
         def act(now_ns: int) -> int:
-            self._round_trips += 1
             step(now_ns, post)
             following_ns = self._following_ns
             return min(received[0][0], following_ns) if received else following_ns
@@ -155,14 +164,16 @@ class Coordinator:
             events, next_ns, acts_ns = together.go_on(acts_ns, self._received, act, until_acted=watched)
             self._calls += 1
             self._events += events
-            self._reached_ns = min(next_ns, self._end_ns)
+            # Nobody says anything before either time, and an answer takes the lookahead. A host that a message wakes
+            # catches up from its start on, which takes nothing back.
+            reached_ns = min(next_ns, acts_ns + self._lookahead_ns, self._end_ns)
+            self._reached_ns = max(self._reached_ns, reached_ns)
             if self._on_progress is not None:
                 self._show(self._reached_ns)
             if self._should_stop is not None and (reason := self._should_stop()) is not None:
-                self._reached_ns = together.level()
+                self._reached_ns = together.level(self._reached_ns)
                 return self.result(reason)
             if next_ns >= self._end_ns and acts_ns >= self._end_ns:
-                self._round_trips += 1
                 return self.result(None)
 
     def _control_ns(self) -> int:
@@ -186,6 +197,7 @@ class Coordinator:
     def _step(self, now: int, post: Callable[[Message], None]) -> None:
         """Let the control plane act at a time; ``post`` takes its mail."""
         received, earliest_ns, messages = self._received, now + self._lookahead_ns, []
+        self._acts += 1
         while received and received[0][0] == now:
             messages.append(heapq.heappop(received))
         for message in self._control.step(now, tuple(messages)):
@@ -209,7 +221,9 @@ class Coordinator:
             self._promise_ns = report.earliest_output_ns
             for message in report.outputs:
                 if message[0] < self._reached_ns:
-                    raise too_late(message)
+                    raise ProtocolViolationError(
+                        f"{message.sender}: sent at {message.time_ns} ns, inside a window that began later"
+                    )
                 heapq.heappush(self._received, message)
             if self._on_progress is not None:
                 self._show(min(report.next_event_ns, horizon_ns))
@@ -240,8 +254,10 @@ class Coordinator:
             self._shown_s = now
             # A worker that is replaced goes a way again that was shown already.
             self._shown_ns = max(self._shown_ns, virtual_ns)
-            self._on_progress(ProgressFacts(self._shown_ns, self._round_trips, self._events))
+            self._on_progress(ProgressFacts(self._shown_ns, self._round_trips, self._acts, self._events))
 
     def result(self, stopped: str | None) -> CoordinatorResult:
         """How far everybody is."""
-        return CoordinatorResult(self._reached_ns, self._round_trips, self._calls, self._events, stopped)
+        return CoordinatorResult(
+            self._reached_ns, self._round_trips, self._acts, self._calls, self._events, stopped
+        )  # fmt: skip

@@ -59,7 +59,7 @@ class Layout(Protocol):
         """
 
     def report(self) -> ShardReport:
-        """All entities as they stood after the last call."""
+        """All entities as they stood after ``start`` or the last ``advance``: of a run ``together`` it says nothing."""
 
     def together(self, lookahead_ns: int, end_ns: int) -> Together | None:
         """All entities, where they are in this process, for whoever has them go on; None where calls go elsewhere."""

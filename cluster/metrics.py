@@ -52,8 +52,12 @@ class MetricsPage(Collector):
             "sevfleet_virtual_duration_seconds", "Virtual time at which the run will end.", now.duration_ns / 1e9
         )
         yield CounterMetricFamily(
-            "sevfleet_round_trips", "Rounds in which the coordinator advanced its hosts.", now.round_trips
+            "sevfleet_round_trips", "Rounds of hosts waiting for one another; none in one process.", now.round_trips
         )
+        yield CounterMetricFamily(
+            "sevfleet_control_plane_acts", "Points of virtual time at which the control plane acted.",
+            now.control_plane_acts,
+        )  # fmt: skip
         yield CounterMetricFamily("sevfleet_events", "Events that hosts executed.", now.events)
         machines = GaugeMetricFamily(
             "sevfleet_virtual_machines", "Virtual machines by state and generation.", labels=("state", "generation")

@@ -20,6 +20,8 @@ class Progress:
     virtual_ns: int
     duration_ns: int
     round_trips: int = 0
+    """How often hosts waited for one another; never, where all are in one process."""
+    control_plane_acts: int = 0
     events: int = 0
     machines: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """Virtual machines by (state, generation)."""

@@ -38,10 +38,11 @@ def described(progress: Progress) -> str:
     if progress.note:
         return progress.note
     running = sum(count for (state, _), count in progress.machines.items() if state == "running")
+    trips = f", {progress.round_trips:,} round trips" if progress.round_trips else ""
     troubles = "".join(f"; {trouble}" for trouble in progress.troubles)
     return (
         f"{DURATION.about(progress.virtual_ns)} of {DURATION.about(progress.duration_ns)}, "
-        f"{running} machines running, {progress.events:,} events, {progress.round_trips:,} round trips{troubles}"
+        f"{running} machines running, {progress.events:,} events{trips}{troubles}"
     )
 
 

@@ -63,7 +63,7 @@ class Session:
         try:
             self._layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders], should_stop)
         except StartStoppedError as stopped:
-            nothing = CoordinatorResult(0, 0, 0, 0, str(stopped))
+            nothing = CoordinatorResult(0, 0, 0, 0, 0, str(stopped))
             return self._results(scenario, fleet, nothing, {}, started, NO_LOG)
         moves = fleet.control.migrations
         show = None if on_progress is None else _Shown(self._layout, scenario.duration, on_progress, moves)
@@ -112,6 +112,7 @@ class Session:
             "wall_s": time.monotonic() - started,
             **({"ray_start_s": self._layout.startup_s} if self._layout.startup_s else {}),
             "round_trips": outcome.round_trips,
+            "control_plane_acts": outcome.control_plane_acts,
             "calls": outcome.calls,
             "events": outcome.events,
             **self._layout.facts(),
@@ -146,7 +147,7 @@ class _Shown:
         if self._layout.advice and not self._advised:
             self._advised = True
             troubles.append(self._layout.advice)
-        counts = facts.round_trips, facts.events
+        counts = facts.round_trips, facts.control_plane_acts, facts.events
         of = facts.virtual_ns, self._duration_ns
         moves = self._moves.at(facts.virtual_ns)
         self._tell(Progress(*of, *counts, dict(machines), gauges, moves, troubles=tuple(troubles)))

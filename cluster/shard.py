@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from cluster.entity import Advance, Entity, Message
+from cluster.broken_rules import broken_promise, wrong_advance
+from cluster.entity import Entity, Message
 from cluster.inbox import ProtocolViolationError
 from cluster.slices import CALL_S, SLICE_EVENTS, SLICE_S, Slices
 from cluster.soonest import Soonest
@@ -82,17 +83,16 @@ class Shard:
             # One entity after another, not slice about: what an entity needs is in the processor's caches.
             while True:
                 left = event_budget - done
-                advance = entity.advance(horizon_ns, min(left, slices.events))
-                reached_ns, first_ns, next_promise_ns, events, said = advance
+                reached_ns, first_ns, next_promise_ns, events, said = entity.advance(
+                    horizon_ns, min(left, slices.events)
+                )  # fmt: skip
                 if events == 0 or reached_ns > horizon_ns:
-                    raise self._broken(name, advance, horizon_ns)
+                    raise wrong_advance(name, events, horizon_ns, reached_ns)
                 done += events
                 if said:
                     for message in said:
                         if message[0] < promise_ns:
-                            raise ProtocolViolationError(
-                                f"{name}: sent at {message.time_ns} ns, but had promised nothing before {promise_ns} ns"
-                            )
+                            raise broken_promise(name, message, promise_ns)
                     outputs += said
                 promise_ns = next_promise_ns
                 following.put(name, first_ns)
@@ -112,7 +112,7 @@ class Shard:
         return self._report(first_ns, done, reached=reached, outputs=outputs)
 
     def together(self, lookahead_ns: int, end_ns: int) -> Together:
-        """The entities, for whoever has them go on without windows."""
+        """The entities, for whoever has them go on without windows; from then on they may not be advanced here."""
         return Together(self._entities, lookahead_ns, end_ns, self._clock)
 
     def _deliver(self, mail: Mapping[str, tuple[Message, ...]], horizon_ns: int) -> list[tuple[int, str]]:
@@ -135,12 +135,6 @@ class Shard:
         """From ``time_ns`` on an entity may do and say what it likes; it is asked once it was advanced."""
         self._next.put(name, min(self._next[name], time_ns))
         self._promises.put(name, min(self._promises[name], time_ns))
-
-    def _broken(self, name: str, advance: Advance, horizon_ns: int) -> ProtocolViolationError:
-        """An entity that did nothing, or more than it was to."""
-        if advance.events == 0:
-            return ProtocolViolationError(f"{name}: did nothing, with an event at {self._next[name]} ns to do")
-        return ProtocolViolationError(f"{name}: went to {advance.reached_ns} ns, past its horizon {horizon_ns} ns")
 
     def _report(self, first_ns: int, events: int, *, reached: bool, outputs: list[Message]) -> ShardReport:
         if len(outputs) > 1:

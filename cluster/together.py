@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
+from cluster.broken_rules import broken_promise, wrong_advance
 from cluster.entity import NEVER, Entity, Message
 from cluster.inbox import ProtocolViolationError
 from cluster.slices import CALL_S, SLICE_EVENTS, SLICE_S, Slices
@@ -48,7 +49,7 @@ class Together:
         self._promises = {name: max(self._next[name], one.earliest_output_ns()) for name, one in entities.items()}
         self._promised_ns = min(self._promises.values(), default=NEVER)
         """By all, when somebody last looked, or later."""
-        self._acted_ns = 0
+        self._acted_ns = -1
         """When the control plane acted last."""
         self._often = self._patience = 1 + len(entities) // _PART
         """How often one may go on before somebody looks again."""
@@ -56,7 +57,10 @@ class Together:
         """To where any went."""
         self.busy_s = 0.0
         """Wall time of all calls, but for the control plane's."""
-        self.calls = 0
+        self.windows = 0
+        """How many there would have been: each begins with an event that is not before the end of the last."""
+        self._window_ns = 0
+        """Where the last of them would have ended."""
 
     def post(self, message: Message) -> None:
         """Hand a message over. Raises ProtocolViolationError for one to nobody, or from the past."""
@@ -78,12 +82,13 @@ class Together:
         """Have hosts go on, and the control plane act, until all are through or for as long as a call may take.
 
         ``control_ns`` is when the control plane acts next. ``act`` has it do so and says when it will again. What hosts
-        say goes to ``heard``, a heap: it acts on the first of that too. With ``until_acted`` the call ends then.
+        say goes to ``heard``, a heap: it acts on the first of that too. With ``until_acted`` the call ends with an act.
         """
         entities, following, first, promises = self._entities, self._next, self._first, self._promises
         end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
         acts_ns, since_ns, done = control_ns, self._acted_ns, 0
-        promised_ns, patience, furthest_ns = self._promised_ns, self._patience, self._furthest_ns
+        promised_ns, patience = self._promised_ns, self._patience
+        furthest_ns, windows, window_ns = self._furthest_ns, self.windows, self._window_ns
         began_s = now_s = clock()
         end_s = now_s + CALL_S
         while True:
@@ -93,6 +98,8 @@ class Together:
                 continue
             silent_ns = next_ns if next_ns > promised_ns else promised_ns  # noqa: FURB136 - half as dear as a call
             if acts_ns < silent_ns and acts_ns < end_ns:
+                if now_s >= end_s:
+                    break
                 since_ns = acts_ns
                 acts_ns = act(acts_ns)
                 promised_ns = self._promised_ns
@@ -104,22 +111,25 @@ class Together:
             if next_ns >= end_ns or now_s >= end_s:
                 break
             horizon_ns = min(end_ns, silent_ns + lookahead_ns)
-            furthest_ns = max(furthest_ns, horizon_ns)
+            if next_ns >= window_ns:
+                windows, window_ns = windows + 1, horizon_ns
+            if horizon_ns > furthest_ns:  # noqa: PLR1730 - as above
+                furthest_ns = horizon_ns
             entity, promise_ns = entities[name], promises[name]
             while True:
                 # One entity after another, not slice about: what an entity needs is in the processor's caches.
                 reached_ns, next_ns, next_promise_ns, events, said = entity.advance(horizon_ns, slices.events)
                 if not events or reached_ns > horizon_ns:
-                    raise _broken(name, events, horizon_ns, reached_ns)
+                    raise wrong_advance(name, events, horizon_ns, reached_ns)
                 done += events
                 if said:
                     for message in said:
                         if message[0] < promise_ns:
+                            raise broken_promise(name, message, promise_ns)
+                        if message[0] <= since_ns:
                             raise ProtocolViolationError(
-                                f"{name}: sent at {message.time_ns} ns, but had promised nothing before {promise_ns} ns"
+                                f"{name}: sent at {message.time_ns} ns, up to which the control plane has acted"
                             )
-                        if message[0] < since_ns:
-                            raise too_late(message)
                         heappush(heard, message)
                     acts_ns = min(acts_ns, heard[0][0])
                 promise_ns = next_promise_ns
@@ -141,29 +151,23 @@ class Together:
                 patience, promised_ns = self._often, min(promises.values())
                 self._promised_ns = promised_ns
         self._acted_ns, self._patience, self._furthest_ns = since_ns, patience, furthest_ns
+        self.windows, self._window_ns = windows, window_ns
         self.busy_s += now_s - began_s
-        self.calls += 1
         return Stretch(done, next_ns, acts_ns)
 
-    def level(self) -> int:
+    def level(self, reached_ns: int) -> int:
         """Have all go as far as any went, if that does not take longer than a call may; how far all are then.
 
-        What the control plane would do from now on reaches nobody before.
+        What the control plane would do from now on reaches nobody before. Who is behind ``reached_ns``, because a
+        message woke it that far on, catches up however long it takes: that is where the run was said to be. What
+        hosts say is lost, so afterwards nothing goes on; their rows may be collected.
         """
-        end_s = self._clock() + CALL_S
+        target_ns, end_s = max(reached_ns, self._furthest_ns), self._clock() + CALL_S
         for name, entity in self._entities.items():
-            while self._next[name] < self._furthest_ns and self._clock() < end_s:
-                self._next[name] = entity.advance(self._furthest_ns, self._slices.events).next_event_ns
-        return min(self._furthest_ns, *self._next.values())
-
-
-def too_late(message: Message) -> ProtocolViolationError:
-    """Somebody said something for a time at which the control plane has acted."""
-    return ProtocolViolationError(f"{message.sender}: sent at {message.time_ns} ns, inside a window that began later")
-
-
-def _broken(name: str, events: int, horizon_ns: int, reached_ns: int) -> ProtocolViolationError:
-    """An entity that did nothing, or more than it was to."""
-    if events == 0:
-        return ProtocolViolationError(f"{name}: did nothing, with an event before {horizon_ns} ns to do")
-    return ProtocolViolationError(f"{name}: went to {reached_ns} ns, past its horizon {horizon_ns} ns")
+            next_ns = self._next[name]
+            while next_ns < reached_ns or (next_ns < target_ns and self._clock() < end_s):
+                came_ns, next_ns, _, events, _ = entity.advance(target_ns, self._slices.events)
+                if not events:
+                    raise wrong_advance(name, events, target_ns, came_ns)
+            self._next[name] = next_ns
+        return min(target_ns, *self._next.values())

@@ -115,10 +115,6 @@ class HostNetwork:
         """Take frames from the way out; they were sent at ``sent_ns``."""
         self._deliver_after(self._crossing_ns, target, frames, sent_ns)
 
-    def __bool__(self) -> bool:
-        """Whether any guest has a card."""
-        return bool(self.guests)
-
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which nothing will be sent, unless something is delivered first."""
         if not self.guests:

@@ -146,6 +146,9 @@ class _Watched(InlineLayout):
         gc.unfreeze()
         gc.set_threshold(*_USUALLY)
 
+    def together(self, lookahead_ns: int, end_ns: int) -> None:
+        """None: it would not see that."""
+
     def advance(self, horizon_ns: int, mail: Mail, event_budget: int) -> ShardReport:
         report = super().advance(horizon_ns, mail, event_budget)
         states = [guest.state for host in self.all if (guest := host.guests.get(VM)) is not None]

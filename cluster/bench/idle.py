@@ -45,6 +45,7 @@ def run() -> Iterator[Figure]:
     yield Figure("idle: an hour of their lives", ran, "s")
     yield Figure("idle: events", outcome.events / (started + ran), "1/s")
     yield Figure("idle: round trips", outcome.round_trips, "round trips")
+    yield Figure("idle: acts of the control plane", outcome.control_plane_acts, "acts")
     yield Figure("idle: most memory of this process", peak_bytes() / (1 << 20), "MiB", SIMGRID_MIB, "SimGrid 4.1")
     name, order = next((one.spec.name, one.pack()) for one in fleet_.orders if one.guests)
     began = time.perf_counter()

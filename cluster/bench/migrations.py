@@ -54,7 +54,7 @@ class Timed:
     moved: int
     rounds: float
     frame_bytes: float
-    round_trips: float
+    acts: float
     moves: tuple[Migration, ...] = field(repr=False)
     """Each of them, in the order in which they were asked for."""
 
@@ -72,7 +72,7 @@ def run() -> Iterator[Figure]:
         yield Figure(f"migrations a second, {what}", timed.moved / timed.run_s, "1/s")
         yield Figure(f"rounds of pre-copy each, {what}", timed.rounds, "rounds")
         yield Figure(f"bytes of frames each, {what}", timed.frame_bytes, "byte")
-        yield Figure(f"round trips each, {what}", timed.round_trips, "round trips")
+        yield Figure(f"acts of the control plane each, {what}", timed.acts, "acts")
         yield Figure(f"fleet built, {what}", timed.build_s, "s")
         yield Figure(f"tables collected, {what}", timed.collect_s, "s")
 
@@ -96,7 +96,7 @@ def migrate(scenario: Scenario) -> Timed:
     return Timed(
         built - began, ran - built, collected - ran, len(migrations),
         fmean(len(one.precopy.rounds) for one in migrations if one.precopy is not None),
-        fmean(one.frame_bytes for one in migrations), outcome.round_trips / len(migrations), tuple(migrations),
+        fmean(one.frame_bytes for one in migrations), outcome.control_plane_acts / len(migrations), tuple(migrations),
     )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ def run() -> Iterator[Figure]:
         yield Figure(f"{what}, hosts in use", used, "hosts")
         yield Figure(f"{what}, events", outcome.events / took_s, "1/s")
         yield Figure(f"{what}, round trips", outcome.round_trips, "round trips")
+        yield Figure(f"{what}, acts of the control plane", outcome.control_plane_acts, "acts")
     most = peak_bytes() / (1 << 20)
     for peer, mib in PEERS_MIB.items():
         yield Figure(f"placement: most memory of this process, beside {peer}", most, "MiB", mib, peer)

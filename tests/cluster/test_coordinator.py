@@ -228,14 +228,15 @@ def quiet(count: int, **changes: int) -> list[Toy]:
 
 def test_a_fleet_that_promises_silence_reaches_the_end_at_once() -> None:
     hosts = quiet(100, tick=400)
-    log, result = run_toys(InlineLayout(), hosts, control=ToyControl(()))
-    assert result.round_trips <= 3
+    log, result = run_toys(InlineLayout(), hosts, control=ToyControl(()), windows=True)
+    assert 1 <= result.round_trips <= 3
     assert result.reached_ns == END_NS
     assert all(log[toy.name] for toy in hosts)
 
 
 def round_trips(hosts: list[Toy], calls: Sequence[int] = ()) -> int:
-    return run_toys(InlineLayout(), hosts, control=ToyControl(("toy-0",), calls=tuple(calls)))[1].round_trips
+    plane = ToyControl(("toy-0",), calls=tuple(calls))
+    return run_toys(InlineLayout(), hosts, control=plane, windows=True)[1].round_trips
 
 
 def test_round_trips_do_not_grow_with_local_events() -> None:
@@ -247,6 +248,15 @@ def test_round_trips_do_not_grow_with_local_events() -> None:
 def test_round_trips_grow_with_letters_between_hosts() -> None:
     few, many = (round_trips(quiet(10), range(0, END_NS, step)) for step in (5000, 1000))
     assert few < many <= 4 * END_NS // 1000
+
+
+def test_hosts_of_one_process_wait_for_nobody_and_the_control_plane_acts_as_often_as_in_windows() -> None:
+    log, result = run_toys(InlineLayout(), toys())
+    waiting, in_windows = run_toys(InlineLayout(), toys(), windows=True)
+    assert digest(log) == digest(waiting)
+    assert result.round_trips == 0 < in_windows.round_trips
+    assert result.control_plane_acts == in_windows.control_plane_acts == len({at for at, _, _ in log[CONTROL]})
+    assert result.events == in_windows.events
 
 
 def test_a_host_that_breaks_its_promise_is_named() -> None:
@@ -297,6 +307,39 @@ def answers(*reasons: str | None) -> Iterator[str | None]:
     yield from reasons
     while True:
         yield reasons[-1]
+
+
+@pytest.mark.parametrize("build", [toy_hosts.build_toy, toy_hosts.build_resting])
+@pytest.mark.parametrize("stop", [0, 1, 5, 12, 30])
+def test_a_run_that_stops_at_any_call_has_done_all_before_where_it_says_it_is_and_never_goes_back(
+    build: EntityFactory, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.together.CALL_S", 1e-6)
+    monkeypatch.setattr("cluster.together.SLICE_EVENTS", 2)
+    monkeypatch.setattr("cluster.slices.SLICE_EVENTS", 2)
+    hosts = quiet(6, seed=3, tick=20)  # Who rests says nothing of its own.
+    calls = (7000, *range(9000, END_NS, 300))
+    whole, _ = run_toys(InlineLayout(), hosts, control=ToyControl(tuple(toy.name for toy in hosts), calls=calls))
+    layout, plane = InlineLayout(), ToyControl(tuple(toy.name for toy in hosts), calls=calls)
+    layout.start(build, [(toy.name, toy.pack()) for toy in hosts])
+    reached: list[int] = []
+
+    def should_stop() -> str | None:
+        reached.append(coordinator._reached_ns)
+        return "enough" if len(reached) > stop else None
+
+    coordinator = Coordinator(layout, plane, LOOKAHEAD_NS, END_NS, should_stop=should_stop)
+    reached.append((result := coordinator.run()).reached_ns)
+    assert result.stopped == "enough"
+    assert reached == sorted(reached)
+    assert reached[-1] <= max(plane.next_event_ns(), *[at for at, _, _ in plane.log[-1:]], 0) + LOOKAHEAD_NS
+    told: Log = {toy.name: [] for toy in hosts}
+    for row in layout.collect(result.reached_ns)["log"]:
+        told[str(row["host"])].append((int(str(row["time"])), str(row["what"]), str(row["text"])))
+    for toy in hosts:
+        before = [[line for line in log[toy.name] if line[0] < result.reached_ns] for log in (whole, told)]
+        assert before[0] == before[1]
+        assert before[0] or stop < 12
 
 
 @pytest.mark.parametrize("budget", [3, 8000])

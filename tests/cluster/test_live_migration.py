@@ -141,6 +141,9 @@ def test_a_store_that_moves_again_and_again_finds_every_record() -> None:
 class Carried(InlineLayout):
     """Here, but for the mail: all of it crosses as between processes."""
 
+    def together(self, lookahead_ns: int, end_ns: int) -> None:
+        """None: it would not see that."""
+
     def advance(self, horizon_ns: int, mail: Mail, event_budget: int) -> ShardReport:
         report = super().advance(*parsed_call(packed_call(horizon_ns, mail, event_budget)))
         return parsed_report(packed_report(report))

@@ -13,6 +13,7 @@ GLANCE = Progress(
     virtual_ns=1_500_000_000,
     duration_ns=3600 * 10**9,
     round_trips=12,
+    control_plane_acts=120,
     events=34_567,
     machines={("running", "SEV_SNP"): 3, ("running", "PLAIN"): 1, ("launching", "SEV"): 2},
     migrations=MigrationFigures(
@@ -43,6 +44,7 @@ def test_a_scrape_shows_how_far_the_run_is() -> None:
         "sevfleet_virtual_time_seconds 1.5",
         "sevfleet_virtual_duration_seconds 3600.0",
         "sevfleet_round_trips_total 12.0",
+        "sevfleet_control_plane_acts_total 120.0",
         "sevfleet_events_total 34567.0",
         'sevfleet_virtual_machines{generation="SEV_SNP",state="running"} 3.0',
         "kubevirt_vmi_migrations_in_pending_phase 2.0",

@@ -69,8 +69,7 @@ def at_windows(due: dict[int, Callable[[], object]]) -> Callable[[int, int], int
 @pytest.mark.ray
 def test_workers_killed_at_twenty_random_windows_change_nothing(layout: ActorLayout) -> None:
     hosts = toys(6, seed=3)
-    # In windows too, as workers have them: somebody who could cut them does not.
-    expected, inline = run_toys(InlineLayout(), hosts, end_ns=END_NS, cut=at_windows({}))
+    expected, inline = run_toys(InlineLayout(), hosts, end_ns=END_NS, windows=True)
     struck: list[int] = []
 
     def strike() -> None:

@@ -46,6 +46,9 @@ class Watched(InlineLayout):
         self.entities.append(entity)
         return entity
 
+    def together(self, lookahead_ns: int, end_ns: int) -> None:
+        """None: it would not see that."""
+
     def advance(self, horizon_ns: int, mail: Mail, event_budget: int) -> ShardReport:
         report = super().advance(horizon_ns, mail, event_budget)
         of_each = {entity.name: entity.guests_rows() for entity in self.entities}

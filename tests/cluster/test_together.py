@@ -73,6 +73,23 @@ def test_the_control_plane_acts_when_all_before_it_is_done_and_at_once_where_nob
     assert stretch.events > 0  # What may be said of the letter comes before what the control plane does then.
 
 
+def test_a_call_ends_after_one_act_where_that_is_asked_for_and_else_when_acts_have_taken_long_enough():
+    bench = Bench()
+    acts: list[int] = []
+
+    def act(now_ns: int) -> int:
+        acts.append(now_ns)
+        bench.now_s += CALL_S / 2
+        return now_ns + 10
+
+    one = together(Toy("a", tick=0, speak=0), clock=bench)
+    assert one.go_on(100, [], act, until_acted=True).acts_ns == 110
+    assert acts == [100]
+    assert one.go_on(110, [], act).acts_ns == 130
+    assert acts == [100, 110, 120]
+    assert one.busy_s == 0.0
+
+
 def test_where_calls_end_changes_nothing():
     bench = Bench()
     bench.event_s = CALL_S / 3
@@ -118,17 +135,32 @@ class Liar(ToyHost):
         return NEVER
 
 
-def test_who_speaks_for_a_time_at_which_the_control_plane_has_acted_is_named():
-    one = together(Toy("a", ("a",), tick=10, speak=40), kind=Liar)
-    with pytest.raises(ProtocolViolationError, match=r"promised nothing before|inside a window that began later"):
-        one.go_on(END_NS - 1, [], nobody)
+class Fickle(ToyHost):
+    """Promises silence, then takes it back; an event at a time."""
+
+    asked = False
+
+    def earliest_output_ns(self):
+        return super().earliest_output_ns() if self.asked else NEVER
+
+    def advance(self, horizon_ns, event_budget):
+        self.asked = True
+        return super().advance(horizon_ns, 1)
+
+
+@pytest.mark.parametrize("sooner_ns", [0, 10])
+@pytest.mark.parametrize(("kind", "wrong"), [(Liar, "promised nothing before"), (Fickle, "control plane has acted")])
+def test_who_speaks_for_a_time_at_which_the_control_plane_has_acted_is_named(kind, wrong, sooner_ns):
+    toy = Toy("a", ("a",), tick=10, speak=40)
+    with pytest.raises(ProtocolViolationError, match=rf"^a: sent at .*{wrong}"):
+        together(toy, kind=kind).go_on(toy.speak_gap(0) + sooner_ns, [], nobody)
 
 
 def test_whoever_stops_finds_all_at_the_same_time():
     heard: list[Message] = []
     one = together(*[Toy(name, ("a", "b"), tick=7, speak=40) for name in ("a", "b")])
     one.go_on(NEVER, heard, lambda _: END_NS, until_acted=True)
-    reached = one.level()
+    reached = one.level(0)
     assert 0 < reached < END_NS
     for name, entity in one._entities.items():
         other = ToyHost(Toy(name, ("a", "b"), tick=7, speak=40))

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from test_live_migration import BUSY, FAST, GIB, IDLE, LINK, QUICK, group, play, scenario, small_image, took_s  # noqa: F401
+from test_live_migration import BUSY, FAST, IDLE, LINK, QUICK, group, play, scenario, small_image, took_s  # noqa: F401
 from test_live_migration import move as planned
 
 from cluster.precopy import PrecopySettings, RoundCap
 from node.host import Host
 from node.operations import Write
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 PAGE_BYTES = 4096
 
 
@@ -22,8 +22,9 @@ def moved(
     fabric = settings.pop("fabric", {})
     hosts = [{"name": "host", "product": "Milan", "count": 2, "memory": "16 GiB",
               "mode": "sme" if generation == "SME" else "none"}]  # fmt: skip
+    vm = group("vm", **{**work, "vcpus": 1}, generation=generation, memory=memory)
     body = scenario(
-        hosts=hosts, vms=[group("vm", **{**work, "vcpus": 1}, generation=generation, memory=memory)], migrations=[planned()],
+        hosts=hosts, vms=[vm], migrations=[planned()],
         migration=settings, fabric=fabric, duration="4 s", costs=QUICK,
     )  # fmt: skip
     (row,) = play(body, at_start=at_start)[1]["migrations"]

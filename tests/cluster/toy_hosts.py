@@ -161,6 +161,28 @@ def build_toy(spec: bytes) -> ToyHost:
     return ToyHost(Toy(name, tuple(peers), *rest))
 
 
+class RestingToy(ToyHost):
+    """A toy host that nobody hears of before it gets a letter; then it does what it would have done."""
+
+    woken = False
+
+    def deliver(self, messages: tuple[Message, ...]) -> None:
+        self.woken = True
+        super().deliver(messages)
+
+    def next_event_ns(self) -> int:
+        return super().next_event_ns() if self.woken else NEVER
+
+    def earliest_output_ns(self) -> int:
+        return super().earliest_output_ns() if self.woken else NEVER
+
+    def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
+        self.woken = True
+        while self.next_event_ns() < end_ns:
+            self.advance(end_ns, 1 << 16)
+        return super().collect(end_ns)
+
+
 class FrailHost(ToyHost):
     """A toy host whose process naps, or ends, at its first event after a virtual time."""
 
@@ -180,6 +202,12 @@ class SleepyHost(FrailHost):
     """One that naps."""
 
     nap_s = 1.5
+
+
+def build_resting(spec: bytes) -> ToyHost:
+    """All rest."""
+    name, peers, *rest = msgpack.unpackb(spec)
+    return RestingToy(Toy(name, tuple(peers), *rest))
 
 
 def build_sleepy(spec: bytes) -> ToyHost:
@@ -268,6 +296,7 @@ def run_toys(
     control: ToyControl | None = None,
     end_ns: int = END_NS,
     lookahead_ns: int = LOOKAHEAD_NS,
+    windows: bool = False,
     cut: Callable[[int, int], int] | None = None,
     event_budget: int = UNBOUNDED,
     build: EntityFactory = build_toy,
@@ -275,7 +304,10 @@ def run_toys(
     """The log of every host and of the control plane."""
     plane = control or ToyControl(tuple(toy.name for toy in hosts), lookahead_ns, calls_of(hosts[0].seed))
     layout.start(build, [(toy.name, toy.pack()) for toy in hosts])
-    result = Coordinator(layout, plane, lookahead_ns, end_ns, cut=cut, event_budget=event_budget).run()
+    coordinator = Coordinator(
+        layout, plane, lookahead_ns, end_ns, windows=windows, cut=cut, event_budget=event_budget
+    )  # fmt: skip
+    result = coordinator.run()
     log: Log = {toy.name: [] for toy in hosts}
     log[CONTROL] = plane.log
     rows: Iterable[Any] = layout.collect(end_ns).get("log", [])
