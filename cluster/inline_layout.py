@@ -86,7 +86,7 @@ class InlineLayout:
         if self._advice is None:
             return ""
         if self._together is not None:
-            self._advice.hear(self._together.busy_s, self._together.calls)
+            self._advice.hear(self._together.busy_s, self._together.windows)
         return self._advice.text
 
     def facts(self) -> dict[str, object]:

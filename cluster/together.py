@@ -128,7 +128,7 @@ class Together:
                             raise broken_promise(name, message, promise_ns)
                         if message[0] <= since_ns:
                             raise ProtocolViolationError(
-                                f"{name}: sent at {message.time_ns} ns, up to which the control plane has acted"
+                                f"{name}: sent at {message[0]} ns, but the control plane has acted at {since_ns} ns"
                             )
                         heappush(heard, message)
                     acts_ns = min(acts_ns, heard[0][0])

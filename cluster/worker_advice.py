@@ -3,13 +3,16 @@
 A call to workers takes as long as the busiest of them works, and what it costs to
 ask and to answer. With other numbers of workers the same work is shared otherwise,
 no more evenly than it is now, and asking costs the same. One process alone does not know how evenly: it is
-taken to be shared as its hosts' events would be.
+taken to be shared as its hosts' events would be. Where its hosts go on without windows, workers would be asked in
+each that there would have been, and again where one takes longer than a call may.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from cluster.slices import CALL_S
 
 ENOUGH_S = 1.0
 """Wall time of windows from which advice is given."""
@@ -46,9 +49,10 @@ class WorkerAdvice:
         self._longest_s += max(busy_s)
         self._judge()
 
-    def hear(self, busy_s: float, calls: int) -> None:
-        """So many calls have taken so long here, all of them together."""
+    def hear(self, busy_s: float, windows: int) -> None:
+        """Hosts have gone on for so long here, all told, and through what would have been so many windows."""
         if not self.text:
+            calls = windows + int(busy_s / CALL_S)
             self._calls, self._wall_s, self._busy_s, self._longest_s = calls, busy_s, busy_s, busy_s
             self._judge()
 

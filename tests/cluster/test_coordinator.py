@@ -259,6 +259,15 @@ def test_hosts_of_one_process_wait_for_nobody_and_the_control_plane_acts_as_ofte
     assert result.events == in_windows.events
 
 
+@pytest.mark.parametrize("speak", [0, 100, 2000])
+def test_how_many_windows_there_would_have_been_is_known_without_them(speak: int) -> None:
+    layout, hosts = InlineLayout(), toys(6, speak=speak)
+    run_toys(layout, hosts)
+    assert layout._together is not None
+    windows = run_toys(InlineLayout(), hosts, windows=True)[1].round_trips
+    assert 0.6 * windows <= layout._together.windows <= 1.1 * windows  # Some go on as far as they need to in one go.
+
+
 def test_a_host_that_breaks_its_promise_is_named() -> None:
     hosts = toys(3)
     hosts[1] = Toy("toy-1", hosts[1].peers, lie=True)

@@ -28,6 +28,18 @@ def test_short_windows_are_not() -> None:
     assert advised(0, [(0.001, (0.001,))] * 1000).startswith("neither more workers nor fewer would pay")
 
 
+@pytest.mark.parametrize(("windows", "text"), [
+    (8, "layout packed with 4 workers would be about 3.8 times as fast"), (1, "layout packed with 4 workers"),
+    (1000, "neither more workers nor fewer would pay"),
+])  # fmt: skip
+def test_without_windows_it_counts_how_often_workers_would_have_been_asked(windows: int, text: str) -> None:
+    advice = WorkerAdvice(0, 100, 4)
+    advice.hear(0.9, windows)
+    assert not advice.text
+    advice.hear(1.5, windows)
+    assert advice.text.startswith(text)
+
+
 def test_workers_that_are_mostly_waited_for_are_too_many() -> None:
     text = advised(2, [(0.003, (0.0004, 0.0004))] * 500)
     assert text.startswith("layout inline would be about 3.8 times as fast")

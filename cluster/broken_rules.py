@@ -1,0 +1,20 @@
+"""What is said of entities that break the rules of ``cluster.entity``, whoever has them go on."""
+
+from __future__ import annotations
+
+from cluster.entity import Message
+from cluster.inbox import ProtocolViolationError
+
+
+def wrong_advance(name: str, events: int, horizon_ns: int, reached_ns: int) -> ProtocolViolationError:
+    """An entity did nothing though it had an event to do, or went past its horizon."""
+    if events == 0:
+        return ProtocolViolationError(f"{name}: did nothing, with an event before {horizon_ns} ns to do")
+    return ProtocolViolationError(f"{name}: went to {reached_ns} ns, past its horizon {horizon_ns} ns")
+
+
+def broken_promise(name: str, message: Message, promise_ns: int) -> ProtocolViolationError:
+    """An entity sent a message earlier than it had promised."""
+    return ProtocolViolationError(
+        f"{name}: sent at {message.time_ns} ns, but had promised nothing before {promise_ns} ns"
+    )
