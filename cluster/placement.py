@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from cluster.host_index import HostIndex
 from cluster.platform_fit import lacks, unfit
 from node.asid_pool import ASID_KINDS
+from node.cpu_model import shown_by
 from node.generation import Generation
 from node.guest import GuestSpec
 from node.migration_refusal import MigrationRefusal
@@ -99,12 +100,13 @@ class FirstFit:
     _closed: frozenset[str] = frozenset()
     """Hosts for those alone who name them."""
     _is_mixed: bool = field(init=False)
-    """Whether there are processors of several kinds."""
+    """Whether hosts show guests several kinds of processors."""
 
     def __post_init__(self) -> None:
         self._numbers = {account.name: number for number, account in enumerate(self.accounts)}
         self._index = HostIndex(self.accounts, FIRMWARE_BYTES)
-        self._is_mixed = len({account.product.name for account in self.accounts if account.product}) > 1
+        products = (account.product for account in self.accounts if account.product)
+        self._is_mixed = len({(one.name, one.cpuid) for one in products}) > 1
 
     def place(self, guest: GuestSpec, pin: str | None = None, excluded: frozenset[str] = frozenset()) -> str | None:
         """Reserve a host for a VM and return its name, None if no host takes it."""
@@ -115,7 +117,7 @@ class FirstFit:
         account, guest = self._placed[name]
         if self._is_mixed and account.product is not None and not (guest.cpu_model or guest.launched_on):
             # Wherever it goes, it is shown from now on what it has been shown so far.
-            guest = replace(guest, launched_on=account.product.name)
+            guest = replace(guest, launched_on=shown_by(account.product))
             self._placed[name] = (account, guest)
         return self._reserve(guest, pin, excluded, first, self._kept)
 

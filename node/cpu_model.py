@@ -8,9 +8,10 @@ signature of ``VCPU_MODEL``, which AMD's own scripts launch guests with: so its 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cache
 
-from node.cpu_features import features_of
+from node.cpu_features import CpuidSwitches, features_of
 from node.cpuid_page import CpuidEntry, cpuid_entries
 from node.generation import Generation
 from node.hypervisor_port import LaunchRefused
@@ -32,11 +33,23 @@ def model_of(cpu_model: str) -> VcpuModel:
     return vcpu_model(cpu_model or VCPU_MODEL)
 
 
+def shown_by(product: Product) -> str:
+    """What its guests were launched on: the product, and after a ``+`` each switch of ``cpuid`` that is on."""
+    return "+".join([product.name, *(one.name for one in fields(product.cpuid) if getattr(product.cpuid, one.name))])
+
+
 @cache
 def features_shown(cpu_model: str, launched_on: str) -> frozenset[str]:
-    """Names of what such a VM is shown, wherever it is; nothing for one that is shown what its host has."""
-    product = CPU_MODELS[cpu_model] if cpu_model else launched_on
-    return features_of(product) if product else frozenset()
+    """Names of what such a VM is shown, wherever it is; nothing for one that is shown what its host has.
+
+    ``launched_on`` as ``shown_by`` has it.
+    """
+    if cpu_model:
+        return features_of(CPU_MODELS[cpu_model])
+    if not launched_on:
+        return frozenset()
+    product, *switches = launched_on.split("+")
+    return features_of(product, CpuidSwitches(**dict.fromkeys(switches, True)))
 
 
 def lacking(product: Product, features: frozenset[str]) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ class GuestSpec:
     cpu_model: str = ""
     """The processor that it is shown, of ``node.cpu_model``; empty for the one of the host that launched it."""
     launched_on: str = ""
-    """Product of that host, for one that may be elsewhere by now; empty for the host that it is on."""
+    """What that host shows (``shown_by``), for one that may be elsewhere by now; empty for the host that it is on."""
     machine: MachineSpec = field(init=False, repr=False, compare=False)
     """The part of it that concerns the hypervisor."""
 

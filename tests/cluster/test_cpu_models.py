@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cluster.inline_layout import InlineLayout
 from cluster.placement import FirstFit, HostAccount
 from cluster.results import Results
 from cluster.scenario import ScenarioError
+from node.cpu_features import CpuidSwitches
 from node.generation import Generation
 from node.guest import GuestSpec
 from node.migration_refusal import MigrationRefusal
@@ -144,6 +146,21 @@ def test_the_line_is_named_before_features(
     kept = fit.keep("vm", target, frozenset({source}))
     assert (kept == target) == (refusal is None)
     assert fit.misfit("vm", target) is refusal
+
+
+def test_what_the_software_of_one_host_shows_that_of_another_of_its_line_must_show_too() -> None:
+    def milan(name: str, switches: CpuidSwitches) -> HostAccount:
+        made = account("Milan")
+        made.name, made.product = name, replace(PRODUCTS["Milan"], cpuid=switches)
+        return made
+
+    def moved(source: str, target: str) -> tuple[str | None, MigrationRefusal | None]:
+        fit = FirstFit((milan("late", CpuidSwitches(shadow_stacks=True)), milan("early", CpuidSwitches())))
+        assert fit.place(GuestSpec("vm", Generation.PLAIN, 1, 1 << 30, ProgramSpec("idle"), 1), source) == source
+        return fit.keep("vm", target, frozenset({source})), fit.misfit("vm", target)
+
+    assert moved("late", "early") == (None, MigrationRefusal.CPU_FEATURES)
+    assert moved("early", "late") == ("late", None)
 
 
 def test_where_one_host_would_do_but_is_full_it_is_room_that_is_wanting() -> None:

@@ -8,8 +8,8 @@ from sevsnpmeasure import guest as reference
 from sevsnpmeasure.vcpu_types import CPU_SIGS
 from toy_guests import COSTS, IMAGE, SECOND, guest_spec, make_host, rest, run, script
 
-from node.cpu_features import CpuidSwitches
-from node.cpu_model import CPU_MODELS, VCPU_MODEL, features_shown, lacking
+from node.cpu_features import CpuidSwitches, features_of
+from node.cpu_model import CPU_MODELS, VCPU_MODEL, features_shown, lacking, shown_by
 from node.cpuid_page import CpuidEntry
 from node.generation import Generation
 from node.guest import GuestState
@@ -113,6 +113,18 @@ def test_what_a_host_s_software_hides_a_guest_of_another_cannot_be_shown_there()
         "pcid", "pku", "stibp-always-on", "vaes", "vpclmulqdq", "xcr0-pkru", "xsaves",
     )  # fmt: skip
     assert "xsaves" not in lacking(older, features_shown("", "Milan"))
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_guest_launched_on_a_host_is_shown_elsewhere_what_that_host_s_software_shows(name):
+    """CET_SS is function 7, ECX bit 7, of Milan and later (APM volume 3, appendix E)."""
+    for switches in (CpuidSwitches(), CpuidSwitches(True, True), CpuidSwitches(shadow_stacks=True)):
+        product = replace(PRODUCTS[name], cpuid=switches)
+        shown = features_shown("", shown_by(product))
+        assert shown == features_of(name, switches)
+        assert lacking(product, shown) == ()
+        has_them = name not in ("Naples", "Rome")
+        assert ("shstk" in lacking(PRODUCTS[name], shown)) == (switches.shadow_stacks and has_them)
 
 
 def test_the_signature_of_a_model_is_measured_as_sev_snp_measure_has_it(tmp_path):
