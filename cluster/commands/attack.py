@@ -32,7 +32,7 @@ and the victim's secrets alone:
 the newest product that has the generation, or --product. All rows take about a minute."""
 EXAMPLE = """\
 sevfleet attack 12 35a --generations sev,sev-snp --why
-sevfleet attack --without gpa-match --product Milan"""
+  sevfleet attack --without gpa-match --product Milan"""
 
 PRODUCTS = ("Naples", "Rome", "Milan", "Genoa", "Turin")
 T = TypeVar("T", bound=str)

@@ -43,7 +43,7 @@ root that the device brings itself is believed, and its hash shown. Certificates
 must be valid now, or at the time that --at names."""
 EXAMPLE = """\
 sevfleet device --kind gpu --listen 127.0.0.1:2323 --transport pci-doe --root-out root.der
-sevfleet device attest 127.0.0.1:2323 --root root.der"""
+  sevfleet device attest 127.0.0.1:2323 --root root.der"""
 
 _KINDS = ("gpu", "nic", "nvme")
 _TRANSPORTS = ("pci-doe", "mctp", "tcp")

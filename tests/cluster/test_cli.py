@@ -374,7 +374,9 @@ def test_every_command_has_help_with_an_example(command: Any, capsys: pytest.Cap
     with pytest.raises(SystemExit) as ended:
         main([command.NAME, "--help"])
     assert ended.value.code == 0
-    assert f"example:\n  sevfleet {command.NAME}" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"example:\n  sevfleet {command.NAME}" in text
+    assert all(line.startswith("  ") for line in text.partition("example:\n")[2].splitlines())
 
 
 def test_check_starts_no_heavy_machinery() -> None:
