@@ -25,8 +25,9 @@ error, the tolerance, and the interval that the prediction takes on while every
 row of the cost table that nobody has published goes through its sweep range,
 one at a time. Known misses come first, each with its reason.
 
-A case is blind if nothing in the cost table was fitted to any of its results;
-only blind cases count. Where nothing was published it says "model only".
+A case is blind if nothing in the cost table was fitted to its results, but for
+points marked fitted, which count for nothing; only blind cases count. Where
+nothing was published it says "model only".
 
 CASE picks cases or groups of them: BL-2, or MC. Exit code 1: a blind case is
 outside of its tolerance."""
