@@ -12,6 +12,7 @@ from rich.table import Table
 from cluster.ladder import LEAST_SHARE as _LEAST
 from cluster.report import ADDED, wide_console
 from cluster.sweeps.confidence import Interval
+from cluster.whole_tables import print_table
 from node.mechanism import Mechanism
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def print_ladder(rungs: Sequence[Rung], console: Console | None = None) -> None:
         between = () if rung.swept is None else (_ends(*rung.swept.slowdown), _percents(*rung.swept.added))
         end = (_share(other), *((rung.model_only,) if unmeasured else ()))
         table.add_row(*name, _slowdown(rung.slowdown), _added(rung.added), *between, *parts, *end)
-    out.print(table)
+    print_table(out, table)
     if swept:
         _print_swings(rungs, out, several=several)
 
@@ -64,7 +65,7 @@ def _print_swings(rungs: Sequence[Rung], out: Console, *, several: bool) -> None
         table.add_row(*name, f"{low:.4f} x", f"{high:.4f} x", f"{100 * abs(high - low):.2f} %")
     shown = min(_WIDEST, len(swings))
     out.print(f"\nWhat matters of the rows that nobody has published, widest {shown} of {len(swings)}", highlight=False)
-    out.print(table)
+    print_table(out, table)
 
 
 def print_ladder_as_json(rungs: Sequence[Rung]) -> None:

@@ -15,6 +15,7 @@ from cluster.migration import Outcome
 from cluster.results import Results
 from cluster.stretched import OWN, Stretched, kinds_of
 from cluster.units import DURATION, SIZE
+from cluster.whole_tables import print_table
 from node.cost_table import load_cost_table
 from node.generation import CAPABILITIES, Generation
 from node.mechanism import Mechanism
@@ -71,7 +72,7 @@ def print_summary(
         _resources(results), _refusals(results),
     ):  # fmt: skip
         if table.row_count:
-            out.print(table)
+            print_table(out, table)
             out.print()
     for line in _closing_lines(results):
         out.print(line, highlight=False)

@@ -110,6 +110,7 @@ def _print(needs: Sequence[Need], ranges: Mapping[Generation, NeedRange]) -> Non
 
     from cluster.capacity_plan import shares
     from cluster.report import wide_console
+    from cluster.whole_tables import print_table
 
     def between(one: Need, name: str, form: str) -> list[str]:
         return [_ends(ranges[one.generation].figures[name], form)] if ranges else []
@@ -128,7 +129,7 @@ def _print(needs: Sequence[Need], ranges: Mapping[Generation, NeedRange]) -> Non
             f"{one.against_plain:.3g} x", f"{one.slowdown:.4f} x", *between(one, "slowdown", ".4f"), one.limit, *full,
             f"{one.launch_all_s:,.3g} s", *between(one, "launch_all_s", ",.3g"),
         )  # fmt: skip
-    console.print(table)
+    print_table(console, table)
     swings = [(one, *swing) for one in needs for swing in (ranges[one.generation].swings if ranges else ())]
     swings.sort(key=lambda swing: (-_width(swing[2]), -_width(swing[3]), swing[1], swing[0].generation.name))
     if not swings:
@@ -142,7 +143,7 @@ def _print(needs: Sequence[Need], ranges: Mapping[Generation, NeedRange]) -> Non
     console.print(
         f"\nWhat matters of the rows that nobody has published, widest {shown} of {len(swings)}", highlight=False
     )
-    console.print(rows)
+    print_table(console, rows)
 
 
 def _ends(ends: tuple[float, float], form: str) -> str:

@@ -91,6 +91,7 @@ def _finite(value: float) -> float | None:
 
 def _print(found: Validation, *, sweep: bool) -> None:
     from cluster.report import wide_console
+    from cluster.whole_tables import print_table
 
     out = wide_console()
     for miss in found.known_misses:
@@ -108,7 +109,7 @@ def _print(found: Validation, *, sweep: bool) -> None:
             one.case.id, one.point.name, _figure(one.predicted), interval, _published(one.point), one.point.unit, error,
             allowed, "blind" if one.case.blind else "", one.verdict.value,
         )  # fmt: skip
-    out.print(table)
+    print_table(out, table)
     groups = _table("group", "points", "mean error", "worst")
     for group in found.groups:
         groups.add_row(group.group, str(group.points), f"{group.mean_error:.1%}", f"{group.worst_error:.1%}")

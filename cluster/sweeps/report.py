@@ -16,6 +16,7 @@ from cluster.sweeps.figures import FIGURES
 from cluster.sweeps.parameter_sweep import SweepResults
 from cluster.sweeps.unpublished import UnpublishedSweep, relative_swing
 from cluster.units import DURATION, SIZE
+from cluster.whole_tables import print_table
 
 _MOST_FAILURES = 10
 _MOST_SWINGS = 20
@@ -33,12 +34,12 @@ def print_sweep(results: SweepResults, console: Console | None = None) -> None:
         key=lambda row: (list(FIGURES).index(row["figure"]), row["of"], row["point"]),
     )
     if rows:
-        out.print(_means(results, rows))
+        print_table(out, _means(results, rows))
         out.print()
     if results.failures:
         # No table's title: it would be folded to the width of a narrow table.
         out.print(f"Runs without a result: {len(results.failures):,}", highlight=False)
-        out.print(_failures(results))
+        print_table(out, _failures(results))
         out.print()
     plan = results.plan
     out.print(
@@ -60,7 +61,7 @@ def print_ranges(results: UnpublishedSweep, console: Console | None = None) -> N
         for (figure, of), row in sorted(ranges.items(), key=lambda item: (list(FIGURES).index(item[0][0]), item[0][1])):
             values = (_figure(row[column], row["unit"]) for column in ("as_is", "low", "high"))
             table.add_row(figure, of, *values, str(row["rows"]), str(row["none_at"] or "-"))
-        out.print(table)
+        print_table(out, table)
         out.print()
     swings = sorted(
         results.swings.to_pylist(), key=lambda row: -relative_swing(row, ranges[row["figure"], row["of"]]["as_is"])
@@ -72,11 +73,11 @@ def print_ranges(results: UnpublishedSweep, console: Console | None = None) -> N
         for row in shown:
             ends = (_figure(row[column], row["unit"]) for column in ("at_low", "at_high"))
             table.add_row(row["row"], row["figure"], row["of"], f"{row['row_low']:g}", f"{row['row_high']:g}", *ends)
-        out.print(table)
+        print_table(out, table)
         out.print()
     if results.failures:
         out.print(f"Runs without a result: {len(results.failures):,}", highlight=False)
-        out.print(_failures(results))
+        print_table(out, _failures(results))
         out.print()
     plan = results.plan
     out.print(
