@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,9 +19,6 @@ from cluster.whole_tables import print_table
 from node.cost_table import load_cost_table
 from node.generation import CAPABILITIES, Generation
 from node.mechanism import Mechanism
-
-if TYPE_CHECKING:
-    pass
 
 ADDED = {
     Mechanism.ENCRYPTION: "cipher",
