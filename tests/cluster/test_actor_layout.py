@@ -315,7 +315,9 @@ def test_an_interrupt_while_ray_starts_leaves_nothing_behind(sevfleet: Program, 
         family |= descendants(process.pid)
         time.sleep(0.05)
     out, err = process.communicate(timeout=LONG_S)
-    assert (process.returncode, out, err) == (130, "", "sevfleet: stopped with Ctrl-C\n")
+    assert (process.returncode, out) == (130, "")
+    # Where the second meets Ray in a line that lets no interrupt through, the run ends as the first asked.
+    assert err.replace(" (partial results in out)", "") == "sevfleet: stopped with Ctrl-C\n"
     assert all_gone(family)
     assert not list(Path(temporary).iterdir())
 
