@@ -36,11 +36,7 @@ def print_sweep(results: SweepResults, console: Console | None = None) -> None:
     if rows:
         print_table(out, _means(results, rows))
         out.print()
-    if results.failures:
-        # No table's title: it would be folded to the width of a narrow table.
-        out.print(f"Runs without a result: {len(results.failures):,}", highlight=False)
-        print_table(out, _failures(results))
-        out.print()
+    _print_failures(out, results)
     plan = results.plan
     out.print(
         f"grid points {len(plan.points):,}, seeds {len(plan.seeds):,} each, runs {results.runs.num_rows:,}; "
@@ -75,10 +71,7 @@ def print_ranges(results: UnpublishedSweep, console: Console | None = None) -> N
             table.add_row(row["row"], row["figure"], row["of"], f"{row['row_low']:g}", f"{row['row_high']:g}", *ends)
         print_table(out, table)
         out.print()
-    if results.failures:
-        out.print(f"Runs without a result: {len(results.failures):,}", highlight=False)
-        print_table(out, _failures(results))
-        out.print()
+    _print_failures(out, results)
     plan = results.plan
     out.print(
         f"rows swept {len(plan.axes):,}, seeds {len(plan.seeds):,}, runs {results.runs.num_rows:,}; "
@@ -92,6 +85,14 @@ def print_rows_as_json(table: pa.Table) -> None:
     for row in table.to_pylist():
         sys.stdout.write(json.dumps(row) + "\n")
     sys.stdout.flush()
+
+
+def _print_failures(out: Console, results: SweepResults | UnpublishedSweep) -> None:
+    if results.failures:
+        # No table's title: it would be folded to the width of a narrow table.
+        out.print(f"Runs without a result: {len(results.failures):,}", highlight=False)
+        print_table(out, _failures(results))
+        out.print()
 
 
 def _means(results: SweepResults, rows: Sequence[Row]) -> Table:
