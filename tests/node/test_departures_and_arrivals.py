@@ -75,6 +75,17 @@ def leftovers(host):
             {name: one.state for name, one in host.guests.items()})
 
 
+def standing_between():
+    """A ledger that stands still at its source, halfway through its work, with its place at a target."""
+    here, there = make_host(), make_host()
+    guest = start(here, "vm", PLAIN, "ledger", units=UNITS)
+    run(here, 5_000_000)
+    here.departures.begin("vm", lambda _: None)
+    assert place(there, guest.spec) is None
+    what = stopped(here, "vm")
+    return here, there, guest, what
+
+
 @settings(max_examples=15, deadline=None)
 @given(moves=st.lists(st.integers(1, 20_000_000), min_size=1, max_size=4))
 def test_a_vm_that_moves_in_the_middle_of_its_work_ends_as_one_that_stayed(moves):
@@ -131,12 +142,7 @@ def test_the_source_gives_everything_back_and_the_target_holds_the_same_pages():
 
 
 def test_a_byte_changed_on_the_wire_is_caught_and_the_vm_goes_on_at_the_source():
-    here, there = make_host(), make_host()
-    guest = start(here, "vm", PLAIN, "ledger", units=UNITS)
-    run(here, 5_000_000)
-    here.departures.begin("vm", lambda _: None)
-    assert place(there, guest.spec) is None
-    what = stopped(here, "vm")
+    here, there, guest, what = standing_between()
     frames = list(frames_of(what.state))
     for number, frame in enumerate(frames):
         spoiled = bytearray(frame)
@@ -153,12 +159,7 @@ def test_a_byte_changed_on_the_wire_is_caught_and_the_vm_goes_on_at_the_source()
 
 
 def test_bytes_changed_with_their_checksum_are_caught_by_the_comparison_of_pages():
-    here, there = make_host(), make_host()
-    guest = start(here, "vm", PLAIN, "ledger", units=UNITS)
-    run(here, 5_000_000)
-    here.departures.begin("vm", lambda _: None)
-    assert place(there, guest.spec) is None
-    what = stopped(here, "vm")
+    _, there, guest, what = standing_between()
     gpa, data = what.state.pages[0]
     forged = dataclasses.replace(what.state, pages=((gpa, bytes([data[0] ^ 1]) + data[1:]), *what.state.pages[1:]))
     wrong = arrive(there, "vm", frames_of(forged), page_digests(what.state.pages), what.books)
@@ -277,12 +278,7 @@ def test_a_guest_that_was_slowed_down_goes_at_its_own_pace_again_when_it_stays(s
 
 
 def test_a_stream_with_digests_of_fewer_pages_is_not_the_source_s():
-    here, there = make_host(), make_host()
-    guest = start(here, "vm", PLAIN, "ledger", units=UNITS)
-    run(here, 5_000_000)
-    here.departures.begin("vm", lambda _: None)
-    assert place(there, guest.spec) is None
-    what = stopped(here, "vm")
+    _, there, _, what = standing_between()
     digests = page_digests(what.state.pages)
     for some in (b"", digests[:-8], digests + digests[-8:]):
         wrong = arrive(there, "vm", frames_of(what.state), some, what.books)
