@@ -19,6 +19,7 @@ from node.guest import GONE, Guest, GuestState
 from node.guest_books import GuestBooks
 from node.host_events import HostEvent
 from node.hypervisor_port import LaunchRefused
+from node.hypervisor_tasks import HypervisorTask
 from node.migration_refusal import REFUSALS, MigrationRefusal
 from node.page_swaps import with_metadata
 from node.sealed_transfer import SEALED
@@ -58,6 +59,8 @@ class _Departure:
     stopping: bool = False
     sealed: bool = False
     """Its firmware was told to send it."""
+    promised: bool = False
+    """What becomes of that is to be said."""
     chain: ChainEnd | None = None
     """Where its digest chain stood when it was handed over."""
     handed_on: bool = False
@@ -135,19 +138,29 @@ class Departures:
         """
         host, departure = self._host, self.under_way[name]
         guest = departure.guest
+        departure.promised = True
         host.tasks.promise(guest, host.now_ns)
+
+        def sealing() -> HypervisorTask:
+            session = yield from host.hypervisor.seal(name, platform)
+            departure.sealed = self.under_way.get(name) is departure
+            if not departure.sealed:
+                # It was called off meanwhile, and the next move may be waiting for its turn.
+                yield from host.hypervisor.unseal(name)
+            return session
+
+        def say(wrong: str | None, session: bytes) -> None:
+            now = self.under_way.get(name)
+            if now is departure:
+                host.tasks.when_due(guest, lambda: told(wrong, session))
+            elif now is None or not now.promised:
+                host.tasks.promises.pop(name, None)  # Nobody wants to know any more.
 
         def sealed(session: object) -> None:
             assert isinstance(session, bytes)
-            departure.sealed = True
-            if self.under_way.get(name) is not departure:
-                self._unseal(departure)  # It was called off meanwhile.
-            host.tasks.when_due(guest, lambda: told(None, session))
+            say(None, session)
 
-        def refused(refusal: LaunchRefused) -> None:
-            host.tasks.when_due(guest, lambda: told(str(refusal), b""))
-
-        host.tasks.run(host.hypervisor.seal(name, platform), guest, sealed, refused)
+        host.tasks.run(sealing(), guest, sealed, lambda refusal: say(str(refusal), b""))
 
     def copy(self, name: str, pages: int, done: Callable[[], None]) -> None:
         """Have firmware send pages, of those that a round copies."""
