@@ -10,7 +10,7 @@ import heapq
 from typing import TYPE_CHECKING
 
 from cluster.hand_over import Phase
-from cluster.migration import Migration, Outcome
+from cluster.migration import Copying, Migration, Outcome
 from cluster.post_copy import lose, pause, settle
 
 if TYPE_CHECKING:
@@ -68,6 +68,17 @@ def break_off(live: LiveMigrations, one: Migration, now_ns: int) -> int:
     one.wire_bytes -= round(one.flow_bytes * one.wire_ratio - moved)
     one.flows = False
     return min(one.flow_bytes, round(moved / one.wire_ratio))
+
+
+def break_round_off(live: LiveMigrations, one: Migration, now_ns: int) -> None:
+    """The present round goes no further, or the next one does not begin: what it was to send is left."""
+    assert one.precopy is not None
+    sent_bytes = 0
+    if one.copying is Copying.ROUND:
+        sent_bytes = break_off(live, one, now_ns) if one.flows else one.precopy.size_bytes
+        one.told_bytes = one.precopy.size_bytes - sent_bytes
+    one.unserved = {}
+    one.precopy.break_off(sent_bytes, now_ns)
 
 
 def end_flow(live: LiveMigrations, one: Migration, now_ns: int) -> None:

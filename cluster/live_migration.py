@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.auto_converge import slow_down
-from cluster.broken_links import break_off, end_flow, give_up
+from cluster.broken_links import break_round_off, end_flow, give_up
 from cluster.commit_record import CommitRecord
 from cluster.fabric import Fabric
 from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Command, Event, Phase, Report
@@ -358,9 +358,8 @@ class LiveMigrations:
         if self.settings.at_timeout is not RoundCap.STOP and not one.ahead:
             self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over")
             return
-        if one.flows and not agents:
-            one.precopy.break_off(break_off(self, one, now_ns), now_ns)
-            one.unserved = {}
+        if not agents:
+            break_round_off(self, one, now_ns)
         self.step(one, Event.ROUNDS_DONE, now_ns)
 
     # Switch-over.
@@ -400,7 +399,8 @@ class LiveMigrations:
             one.rounds_told += 1
             one.unserved = {one.source: None, one.destination: None}
             memory_bytes, shared_bytes = one.precopy.memory_bytes, one.platforms[one.source][-1]
-            one.private_pages = -(-(size_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
+            new_bytes, one.told_bytes = max(0, size_bytes - one.told_bytes), 0
+            one.private_pages = -(-(new_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
             self._tell_round(one)
         ratio = 1.0 if one.platforms else self.settings.compression_ratio  # Ciphertext does not become shorter.
         cap = self.settings.handler_cap(one.guest.vcpus) if by_handler else _cap_of(self.settings)

@@ -95,6 +95,8 @@ class Migration:
     rounds_told: int = 0
     private_pages: int = 0
     """Of the present round, that go through firmware."""
+    told_bytes: int = 0
+    """Of what is left of a round that was broken off, what both firmwares were told of, and go on with."""
     ahead: bool = False
     """The VM is to run at the target before all of its memory is there: post-copy."""
     pulled_bytes: int = 0

@@ -303,7 +303,8 @@ class Precopy:
         """The present round goes no further: what it did not send is left, besides what was written meanwhile."""
         sent_bytes = min(sent_bytes, self._size_bytes)
         self._unsent_bytes = self._size_bytes - sent_bytes
-        self.rounds.append(Round(sent_bytes, self._began_ns, now_ns, self.dirty_bytes(now_ns)))
+        began_ns = self._began_ns if sent_bytes else now_ns  # It had not begun.
+        self.rounds.append(Round(sent_bytes, began_ns, now_ns, self.dirty_bytes(now_ns)))
 
     @property
     def expected_downtime_ns(self) -> int:

@@ -53,12 +53,13 @@ class PspStreams:
         waited: Callable[[int], None] = lambda _: None,
         ahead: Iterable[tuple[str, float]] = (),
     ) -> None:
-        """Begin a row of so many commands; ``done`` is called when the last is through. One of the same name ends.
+        """Begin a row of so many commands; ``done`` is called when the last is through.
 
-        ``waited`` is told before that how long its commands waited, also those of a row that is broken off; ``ahead``
-        says who is served before the first of them, and for how long.
+        What is left of one of the same name comes first, and nobody is called for that. ``waited`` is told before how
+        long its commands waited, also those of a row that is broken off; ``ahead`` says who is served before the first
+        of them, and for how long.
         """
-        self.stop(name)
+        commands += self.stop(name)
         self._advance()
         if not self._rows:
             self._busy, at = [], self._clock.now_ns
@@ -70,13 +71,15 @@ class PspStreams:
         self._rows[name] = _Row(command, service_ns, commands, float(commands * service_ns), done, waited)
         self._look_ahead()
 
-    def stop(self, name: str) -> None:
-        """Break a row off, if it is under way: what it has done stays done."""
-        if name in self._rows:
-            self._advance()
-            self._book(self._rows.pop(name))
-            self._promises.pop(name, None)
-            self._look_ahead()
+    def stop(self, name: str) -> int:
+        """Break a row off, if it is under way: what it has done stays done. How many commands are left of it."""
+        if name not in self._rows:
+            return 0
+        self._advance()
+        left = self._book(self._rows.pop(name))
+        self._promises.pop(name, None)
+        self._look_ahead()
+        return left
 
     def ahead_ns(self) -> int:
         """How long somebody else's command waits for those of rows that are in the mailbox before it."""
@@ -163,9 +166,11 @@ class PspStreams:
             at = max(at, float(end))
         return int(-(-(at + need_ns) // 1))
 
-    def _book(self, row: _Row) -> None:
-        commands = row.commands - int(max(0.0, row.left_ns) // row.service_ns) if row.service_ns else row.commands
+    def _book(self, row: _Row) -> int:
+        left = int(max(0.0, row.left_ns) // row.service_ns) if row.service_ns else 0
+        commands = row.commands - left
         self._queue.count(row.command, commands, commands * row.service_ns)
         waited_ns = round(row.waited_ns)
         self._queue.waited_ns += waited_ns
         row.waited(waited_ns)
+        return left
