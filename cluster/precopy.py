@@ -143,16 +143,17 @@ class PrecopySettings:
         return wire, min([cap for cap in caps if cap], default=0.0)
 
     def downtime_limit_at(self, passed_ns: int, memory_bytes: int) -> float:
-        """The limit when a migration has copied for so long: Nova's steps, as they are remembered."""
+        """The limit when a migration has copied for so long: even steps, of which the first is at once, as Nova has them.
+
+        Source: ``downtime_steps`` in nova/virt/libvirt/migration.py.
+        """
         steps = self.downtime_steps
         if steps <= 1:
             return self.downtime_limit_ns
         step_ns = self.downtime_step_ns_per_gib * memory_bytes / _GIB
         step = steps if step_ns <= 0 else min(steps, int(passed_ns // step_ns))
         first = self.downtime_limit_ns / steps
-        # The offset grows by the same factor with every step, and is all that is left at the last.
-        offset = float((self.downtime_limit_ns - first) ** (step / steps))
-        return min(float(self.downtime_limit_ns), first + offset)
+        return first + (self.downtime_limit_ns - first) * step / steps
 
 
 class Round(NamedTuple):

@@ -125,11 +125,11 @@ def test_a_measured_migration_comes_out_within_one_percent():
 
 
 def test_the_downtime_limit_is_reached_in_steps_as_nova_raises_it():
-    stepped = settings(downtime_steps=10, downtime_step_ns_per_gib=75.0 * S)
-    limits = [stepped.downtime_limit_at(step * 2 * 75 * S, 2 * GIB) for step in range(12)]
-    assert limits[0] == pytest.approx(300e6 / 10, rel=1e-6)
-    assert limits == sorted(limits)
-    assert limits[10] == limits[11] == 300e6
+    """Nova's own example: 10 steps of 30 s for each GB, 3 GB, 400 ms."""
+    stepped = settings(downtime_limit_ns=400_000_000, downtime_steps=10, downtime_step_ns_per_gib=30.0 * S)
+    limits = [round(stepped.downtime_limit_at(passed * S, 3 * GIB) / 1e6) for passed in range(0, 991, 90)]
+    assert limits == [40, 76, 112, 148, 184, 220, 256, 292, 328, 364, 400, 400]
+    assert round(stepped.downtime_limit_at(90 * S - 1, 3 * GIB) / 1e6) == 40
     assert settings().downtime_limit_at(0, GIB) == 300e6
 
 
