@@ -298,9 +298,9 @@ class LiveMigrations:
             give_up(self, one, now_ns)
             return
         one.copying = Copying.ROUND
-        one.precopy.begin(now_ns)
-        # A page that was written is taken to hold something.
-        self.start_flow(one, one.precopy.size_bytes, now_ns, 0 if one.precopy.rounds else one.zero_bytes)
+        zero_bytes = 0 if one.precopy.rounds else one.zero_bytes  # A page that was written is taken to hold something.
+        one.precopy.begin(now_ns, zero_bytes)
+        self.start_flow(one, one.precopy.size_bytes, now_ns, zero_bytes)
         if one.guest is not None and one.guest.migration_handler:
             slow_down(self, one)
 

@@ -199,6 +199,10 @@ class Precopy:
         self._first_ns = now_ns
         self._size_bytes = memory_bytes
         self._best_bytes, self._best_ns = memory_bytes, now_ns
+        self._zero_bytes = 0
+        """Of the present round."""
+        self._carried_bytes = 0.0
+        """What the last round was to the network: what is left then will not be zeros."""
         self._unsent_bytes = 0
         """Of a round that was broken off."""
         self._hot_rounds = 0
@@ -230,9 +234,9 @@ class Precopy:
         """How long the dirty log takes between two rounds."""
         return round(self._settings.round_ns_per_gib * self.memory_bytes / _GIB)
 
-    def begin(self, now_ns: int) -> None:
-        """The present round's bytes start to move."""
-        self._began_ns = now_ns
+    def begin(self, now_ns: int, zero_bytes: int = 0) -> None:
+        """The present round's bytes start to move; so many of them are pages of zeros, which hardly move at all."""
+        self._began_ns, self._zero_bytes = now_ns, zero_bytes
 
     def restate(self, pools: Sequence[Pool], now_ns: int) -> None:
         """The guest writes otherwise from now on; what it has written stays written."""
@@ -304,22 +308,23 @@ class Precopy:
         """The present round goes no further: what it did not send is left, besides what was written meanwhile."""
         sent_bytes = min(sent_bytes, self._size_bytes)
         self._unsent_bytes = self._size_bytes - sent_bytes
+        self._carried_bytes = float(sent_bytes)
         began_ns = self._began_ns if sent_bytes else now_ns  # It had not begun.
         self.rounds.append(Round(sent_bytes, began_ns, now_ns, self.dirty_bytes(now_ns)))
 
     @property
     def expected_downtime_ns(self) -> int:
         """As it would be if the last round had been the last: what was left, at its rate, and the fixed part."""
-        if not self.rounds or not self.rounds[-1].size_bytes:
+        if not self.rounds or not self._carried_bytes:
             return 0
         last = self.rounds[-1]
         took_ns = max(1, last.ended_ns - last.began_ns)
-        return round(self._settings.fixed_downtime_ns + last.left_bytes * took_ns / max(1, last.size_bytes))
+        return round(self._settings.fixed_downtime_ns + last.left_bytes * took_ns / self._carried_bytes)
 
     def _converge(self, left: int) -> None:
         """Auto-converge: rounds that dirty too much of what they sent slow the guest down, step by step."""
         settings = self._settings
-        if not settings.throttle_first or left <= settings.throttle_trigger * self._size_bytes:
+        if not settings.throttle_first or left <= settings.throttle_trigger * self._carried_bytes:
             return
         self._hot_rounds += 1
         if self._hot_rounds >= settings.throttle_after_rounds:
@@ -331,12 +336,13 @@ class Precopy:
         """The present round is through: what follows. After NEXT, ``size_bytes`` is what the next one sends."""
         took_ns = max(1, now_ns - self._began_ns)
         left = self.dirty_bytes(now_ns)
+        self._carried_bytes = self._settings.without_zeros(self._size_bytes, self._zero_bytes, 1.0)[0]
         self.rounds.append(Round(self._size_bytes, self._began_ns, now_ns, left))
         limit_ns = self._settings.downtime_limit_at(now_ns - self._first_ns, self.memory_bytes)
         budget_ns = limit_ns - self._settings.fixed_downtime_ns
         if left < self._best_bytes:
             self._best_bytes, self._best_ns = left, now_ns
-        if left * took_ns <= budget_ns * self._size_bytes:
+        if left * took_ns <= budget_ns * self._carried_bytes:
             return Verdict.STOP
         if len(self.rounds) >= self._settings.max_rounds:
             return _AT_CAP[self._settings.at_round_cap]

@@ -10,6 +10,7 @@ from test_live_migration import move as planned
 from cluster.precopy import PrecopySettings, RoundCap
 from node.host import Host
 from node.operations import Write
+from workloads.trace_player import pack_runs
 
 MIB, GIB = 1 << 20, 1 << 30
 PAGE_BYTES = 4096
@@ -53,6 +54,18 @@ def test_what_is_written_again_is_looked_for_zeros_no_more() -> None:
     news = half["zero_bytes"] // PAGE_BYTES * 8
     sent = half["wire_bytes"] / half["bytes"], plain["wire_bytes"] / plain["bytes"]
     assert half["wire_bytes"] == pytest.approx(half["bytes"] * sent[1] - half["zero_bytes"] + news, abs=16 * PAGE_BYTES)
+
+
+def test_what_is_left_is_held_against_what_the_network_carries_not_against_zeros() -> None:
+    """A machine that writes half as fast as that would stand still for three times as long as it may, at once."""
+    work = {"workload": "trace-player", "parameters": {
+        "fragments": pack_runs([(60_000, 100)]), "step_ms": 1000, "touches_per_step": 0,
+        "written_set_bytes": 64 * MIB, "written_bytes_per_s": 60_000_000,
+    }}  # fmt: skip
+    row = moved(work=work, zero_pages=0.95, downtime_limit="60 ms", fabric={"link": "1 Gb/s"})
+    assert row["rounds"] > 2
+    assert row["downtime_ns"] < 64e6, "but for what is said to and fro"
+    assert row["expected_downtime_ns"] == pytest.approx(row["downtime_ns"], rel=0.15)
 
 
 def test_what_is_all_zeros_takes_as_long_as_to_look_through_it() -> None:
