@@ -143,7 +143,7 @@ class PrecopySettings:
         return wire, min([cap for cap in caps if cap], default=0.0)
 
     def downtime_limit_at(self, passed_ns: int, memory_bytes: int) -> float:
-        """The limit when a migration has copied for so long: even steps, of which the first is at once, as Nova has them.
+        """The limit when a migration has copied for so long: even steps, the first at once, as Nova has them.
 
         Source: ``downtime_steps`` in nova/virt/libvirt/migration.py.
         """
@@ -194,6 +194,8 @@ class Precopy:
         self._pools = tuple(pools)
         self._dirty = [0.0] * len(self._pools)
         """Bytes of each pool written since the log was read last."""
+        self._sent_of = [1.0] * len(self._pools)
+        """The share of each pool that the present round sends."""
         self._looked_ns = now_ns
         self._began_ns = now_ns
         self._first_ns = now_ns
@@ -242,7 +244,9 @@ class Precopy:
         """The guest writes otherwise from now on; what it has written stays written."""
         self.dirty_bytes(now_ns)
         self._pools = tuple(pools)
-        self._dirty = (self._dirty + [0.0] * len(self._pools))[: len(self._pools)]
+        more = len(self._pools) - len(self._dirty)
+        self._dirty = (self._dirty + [0.0] * more)[: len(self._pools)]
+        self._sent_of = (self._sent_of + [1.0] * more)[: len(self._pools)]
 
     def dirty_bytes(self, now_ns: int) -> int:
         """Distinct bytes written since the log was read last, at most all memory."""
@@ -278,11 +282,25 @@ class Precopy:
 
     def missed_pages(self, missing_bytes: int, touched_ns: float) -> float:
         """Pages that have not come and that the guest would touch, after it has run for so long at its full pace."""
-        share = min(1.0, missing_bytes / self.memory_bytes)
-        return share * sum([
-            pool.working_set_bytes / PAGE_BYTES * _untouched(pool, touched_ns)
-            for pool in self._pools if pool.write_bytes_per_s
+        return sum([
+            share * pool.working_set_bytes / PAGE_BYTES * _untouched(pool, touched_ns)
+            for pool, share in self._missing_of(missing_bytes) if pool.write_bytes_per_s
         ])  # fmt: skip
+
+    def _missing_of(self, missing_bytes: int) -> list[tuple[Pool, float]]:
+        """Each pool, and the share of it that is missing where so much is.
+
+        What the first round has not sent lies anywhere; what a later one has not, and what was written since, lies in
+        the pools.
+        """
+        unsent = self._unsent_bytes if self.rounds else self.memory_bytes
+        left = max(1.0, min(self.memory_bytes, unsent + sum(self._dirty)))
+        missing, of_round = min(1.0, missing_bytes / left), unsent / max(1, self._size_bytes)
+        found = []
+        for pool, sent, dirty in zip(self._pools, self._sent_of, self._dirty, strict=True):
+            there = (1.0 - of_round * sent) * (1.0 - min(1.0, dirty / pool.working_set_bytes))
+            found.append((pool, missing * (1.0 - there)))
+        return found
 
     def faults_while(
         self, missing_bytes: int, took_ns: int, pace: float = 1.0, until_ns: int | None = None, touched_ns: float = 0.0
@@ -290,19 +308,19 @@ class Precopy:
         """Pages that the guest touches before they come, while what is missing comes in an even stream.
 
         Of a pool of W that is written at a rate D a page is first touched at time t with density (D/W) exp(-D t / W),
-        and is missing still with probability (1 - t/T) times the missing share of memory. That is summed up to the end
-        of the stream, or for so long. What it has touched in ``touched_ns`` at its full pace before is there.
+        and is missing still with probability (1 - t/T) times the missing share of the pool. That is summed up to the
+        end of the stream, or for so long. What it has touched in ``touched_ns`` at its full pace before is there.
         """
-        share, took_s = min(1.0, missing_bytes / self.memory_bytes), took_ns * 1e-9
+        took_s = took_ns * 1e-9
         passed = 1.0 if until_ns is None else min(1.0, until_ns / took_ns)
         faults = 0.0
-        for pool in self._pools:
+        for pool, share in self._missing_of(missing_bytes):
             x = pace * pool.write_bytes_per_s * took_s / pool.working_set_bytes
             y = x * passed
             gone = math.exp(-y)
             touched = 1.0 - gone - (1.0 - gone * (1.0 + y)) / x if x else 0.0
-            faults += pool.working_set_bytes / PAGE_BYTES * touched * _untouched(pool, touched_ns)
-        return faults * share
+            faults += share * pool.working_set_bytes / PAGE_BYTES * touched * _untouched(pool, touched_ns)
+        return faults
 
     def break_off(self, sent_bytes: int, now_ns: int) -> None:
         """The present round goes no further: what it did not send is left, besides what was written meanwhile."""
@@ -351,6 +369,9 @@ class Precopy:
             return Verdict.STALLED
         self._converge(left)
         self._size_bytes = left
+        self._sent_of = [
+            min(1.0, dirty / pool.working_set_bytes) for pool, dirty in zip(self._pools, self._dirty, strict=True)
+        ]
         self._dirty = [0.0] * len(self._pools)
         return Verdict.NEXT
 
