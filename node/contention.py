@@ -106,7 +106,7 @@ class _Alike:
         cap, rate = load.cap_per_ns or _NO_CAP, 1.0 / (load.miss * latency_ns + core_ns)
         self.load = load
         self.cap = cap
-        self.rate = rate if rate < cap else cap
+        self.rate = min(rate, cap)
         self.now = core_ns, load.miss, load.traffic_bytes
         """c, m and bytes per instruction as they are among the present neighbours."""
         self.capped_to_ns = _capped_to(cap, core_ns, load.miss)
@@ -235,7 +235,9 @@ class Contention:
         busy = done * (load.core_ns + load.miss * self._idle_latency_ns) + loaded + smt + llc
         self.busy_thread_ns += busy
         waited = elapsed - (max(busy, done / load.cap_per_ns) if load.cap_per_ns else busy)
-        return _tuple(PhaseAccount, (done, remaining, elapsed, loaded, waited if waited > 0.0 else 0.0, smt, llc))
+        if waited < 0.0:  # noqa: PLR1730 - as above
+            waited = 0.0
+        return _tuple(PhaseAccount, (done, remaining, elapsed, loaded, waited, smt, llc))
 
     def rate_per_ns(self, slot: int) -> float:
         """Instructions that a phase retires in a nanosecond, as last solved."""
@@ -373,7 +375,7 @@ class Contention:
         capped_to = _NO_CAP
         for alike in self._loads.values():
             core_ns, miss, traffic = alike.now
-            if alike.capped_to_ns < capped_to:
+            if alike.capped_to_ns < capped_to:  # noqa: PLR1730 - a call costs as much as the rest
                 capped_to = alike.capped_to_ns
             span = miss * latency + core_ns
             rate = alike.share / span
