@@ -56,8 +56,8 @@ class Entity(Protocol):
     def events(self) -> int:
         """Events that it has done so far."""
 
-    def deliver(self, messages: tuple[Message, ...]) -> None:
-        """Take messages for later; each takes effect at its time, before local events of that nanosecond."""
+    def deliver(self, message: Message) -> None:
+        """Take a message for later; it takes effect at its time, before local events of that nanosecond."""
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do every event before ``horizon_ns`` (half-open), at most ``event_budget`` of them."""

@@ -15,7 +15,7 @@ from functools import lru_cache
 import msgpack
 
 from cluster.agent_certificates import agent_roots
-from cluster.entity import Advance, Message
+from cluster.entity import Message
 from cluster.event_table import PACKED, packed_events
 from cluster.firmware_key import AUTO, firmware_image
 from cluster.firmware_updates import COMMIT, UPDATE
@@ -113,10 +113,12 @@ class HostEntity:
         costs = _costs(order.spec.product.name, order.costs)
         self.host = Host(order.spec, PROGRAMS, images, costs, tenants, hypervisor)
         self._clock = self.host.clock
-        self._inbox = Inbox(self._clock.env, self._receive)
-        self.deliver = self._inbox.deliver
-        """Takes messages for later."""
         self._outbox: list[Message] = []
+        self._inbox = Inbox(self._clock.env, self._receive, self._outbox, self.host.earliest_output_ns)
+        self.deliver = self._inbox.deliver
+        """Takes a message for later."""
+        self.advance = self._inbox.advance
+        """Does the events before a horizon."""
         self._sequence = 0
         self._kinds = {
             "launch": self._launch, "destroy": self._destroy, "frames": self._frames,
@@ -135,9 +137,13 @@ class HostEntity:
             from cluster.key_server.host_certificates import store_of  # noqa: PLC0415 - most hosts need none of it
 
             self.host.fetch_certificates(store_of(self.host, lambda: self._send("fetch", ()), *order.keys))
-        self.events = 0
         for guest in order.guests:
             self.host.launch(guest, lambda _: None, running=True)
+
+    @property
+    def events(self) -> int:
+        """Events that it has done so far."""
+        return self._inbox.events
 
     def next_event_ns(self) -> int:
         """Time of the next event or delivery."""
@@ -145,18 +151,7 @@ class HostEntity:
 
     def earliest_output_ns(self) -> int:
         """The first mail that is still to be opened, or what the host promises to say first."""
-        return min(self._inbox.next_ns, self.host.earliest_output_ns(self.next_event_ns()))
-
-    def advance(self, horizon_ns: int, event_budget: int) -> Advance:
-        """Do the events before ``horizon_ns``."""
-        done, following, mail_ns = self._inbox.advance(horizon_ns, event_budget)
-        self.events += done
-        promise_ns = self.host.earliest_output_ns(following)
-        outputs: tuple[Message, ...] = ()
-        if self._outbox:
-            outputs, self._outbox = tuple(self._outbox), []
-        reached = min(following, horizon_ns)
-        return _new(Advance, (reached, following, min(promise_ns, mail_ns), done, outputs))
+        return self._inbox.earliest_output_ns
 
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
         """Close the books at ``end_ns``; rows by table. A log is one row, its records packed."""

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
+from typing import Any
 
 import simpy
 
-from cluster.entity import NEVER, Message
+from cluster.entity import NEVER, Advance, Message
 from cluster.errors import ToolError
+
+_new = tuple.__new__
+"""Makes a named tuple without the call of Python's that its class would add: a fleet makes millions."""
 
 
 class ProtocolViolationError(ToolError):
@@ -20,13 +24,24 @@ class ProtocolViolationError(ToolError):
 
 
 class Inbox:
-    """Messages for one SimPy environment, and the way through both in the order of time."""
+    """Messages for one SimPy environment, and the way through both in the order of time.
 
-    def __init__(self, env: simpy.Environment, receive: Callable[[Message], None]) -> None:
+    What is said on the way is put into ``outbox``. ``promise`` says before when nothing will be, if no message comes,
+    of an environment with its next event at a time.
+    """
+
+    def __init__(
+        self, env: simpy.Environment, receive: Callable[[Message], None],
+        outbox: list[Message], promise: Callable[[int], int],
+    ) -> None:  # fmt: skip
         self._env = env
         self._receive = receive
+        self._outbox = outbox
+        self._promise = promise
         self._waiting: list[Message] = []
         self._queue = env._queue  # noqa: SLF001 - ``peek`` is a call for each look at it
+        self.events = 0
+        """How many were done so far."""
 
     @property
     def next_ns(self) -> int:
@@ -36,35 +51,36 @@ class Inbox:
     @property
     def next_event_ns(self) -> int:
         """Time of the next message or local event, ``NEVER`` if there is none."""
-        queue, waiting = self._queue, self._waiting
-        event_ns = int(queue[0][0]) if queue else NEVER
-        return waiting[0].time_ns if waiting and waiting[0].time_ns < event_ns else event_ns
+        return min(self.next_ns, int(self._queue[0][0]) if self._queue else NEVER)
 
-    def deliver(self, messages: tuple[Message, ...]) -> None:
-        """Take messages for later. Raises ProtocolViolationError for one from the past."""
+    @property
+    def earliest_output_ns(self) -> int:
+        """The first message that is still to be opened, which may be answered at once, or what is promised."""
+        return min(self.next_ns, self._promise(self.next_event_ns))
+
+    def deliver(self, message: Message) -> None:
+        """Take a message for later. Raises ProtocolViolationError for one from the past."""
         now = self._env._now  # noqa: SLF001 - as above
-        for message in messages:
-            if message[0] < now:
-                raise ProtocolViolationError(f"{message.receiver}: got a message for {message.time_ns} ns at {now} ns")
-            heappush(self._waiting, message)
+        if message.time_ns < now:
+            raise ProtocolViolationError(f"{message.receiver}: got a message for {message.time_ns} ns at {now} ns")
+        heappush(self._waiting, message)
 
-    def advance(self, horizon_ns: int, event_budget: int) -> tuple[int, int, int]:
-        """Do what comes before ``horizon_ns``, letters of one nanosecond as one event.
-
-        How many were done, then ``next_event_ns`` and ``next_ns`` as they are after that.
-        """
-        env, waiting, queue = self._env, self._waiting, self._queue
+    def advance(self, horizon_ns: int, event_budget: int) -> Advance:
+        """Do what comes before ``horizon_ns``, letters of one nanosecond as one event."""
+        env, waiting, queue, outbox = self._env, self._waiting, self._queue, self._outbox
+        mail_ns: int = waiting[0].time_ns if waiting else NEVER
+        local_ns: Any = queue[0][0] if queue else NEVER  # Whole numbers, which SimPy's types do not know.
+        outputs: tuple[Message, ...] = ()
         done = 0
         while done < event_budget:
-            if waiting and (not queue or waiting[0][0] <= queue[0][0]):
-                now = waiting[0][0]
-                if now >= horizon_ns:
+            if mail_ns <= local_ns:
+                if mail_ns >= horizon_ns:
                     break
-                env._now = now  # noqa: SLF001 - nothing is planned before; an event for each letter would say the same
-                self._receive(heappop(waiting))
-                while waiting and waiting[0][0] == now:
+                env._now = now = mail_ns  # noqa: SLF001 - nothing is planned before; an event would say the same
+                while mail_ns == now:
                     self._receive(heappop(waiting))
-            elif queue and queue[0][0] < horizon_ns:
+                    mail_ns = waiting[0].time_ns if waiting else NEVER
+            elif local_ns < horizon_ns:
                 # What ``env.step`` does, without a call for each event.
                 env._now, _, _, event = heappop(queue)  # noqa: SLF001 - as above
                 callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]  # as it does itself
@@ -74,6 +90,18 @@ class Inbox:
                     raise event._value  # noqa: SLF001 - an error where there is no value
             else:
                 break
+            local_ns = queue[0][0] if queue else NEVER
             done += 1
-        mail_ns = waiting[0][0] if waiting else NEVER
-        return done, (min(mail_ns, int(queue[0][0])) if queue else mail_ns), mail_ns
+        self.events += done
+        next_ns = mail_ns if mail_ns < local_ns else local_ns
+        promise_ns = self._promise(next_ns)
+        if outbox:
+            outputs = tuple(outbox)
+            outbox.clear()
+        return _new(Advance, (
+            next_ns if next_ns < horizon_ns else horizon_ns,
+            next_ns,
+            promise_ns if promise_ns < mail_ns else mail_ns,
+            done,
+            outputs,
+        ))  # fmt: skip

@@ -89,7 +89,7 @@ class LiveMigrations:
         if source is None:
             self.end(one, Outcome.REFUSED, now_ns, MigrationRefusal.NO_SUCH_VM.name)
             return one
-        one.source = source
+        one.source, one.guest = source, self.placement.guest(order.vm)
         if order.vm in self._by_vm:
             self.end(one, Outcome.REFUSED, now_ns, MigrationRefusal.UNDER_WAY.name)
             return one
@@ -105,7 +105,7 @@ class LiveMigrations:
             wrong = self.placement.misfit(order.vm, order.to)
             self.end(one, Outcome.REFUSED if wrong else Outcome.NO_ROOM, now_ns, wrong.name if wrong else room)
             return one
-        one.destination, one.guest = destination, self.placement.guest(order.vm)
+        one.destination = destination
         self._by_vm[order.vm] = one
         if self.admission.ask(str(one.number), source, destination):
             self._begin(one, now_ns)

@@ -143,7 +143,7 @@ class PrecopySettings:
         return wire, min([cap for cap in caps if cap], default=0.0)
 
     def downtime_limit_at(self, passed_ns: int, memory_bytes: int) -> float:
-        """The limit when a migration has copied for so long: even steps, the first at once, as Nova has them.
+        """The limit when a migration has copied for so long: even steps, the first of them at once, as Nova has them.
 
         Source: ``downtime_steps`` in nova/virt/libvirt/migration.py.
         """

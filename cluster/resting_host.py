@@ -60,9 +60,9 @@ class RestingHost:
 
         return HostEntity(self._parse(self._order))
 
-    def deliver(self, messages: tuple[Message, ...]) -> None:
+    def deliver(self, message: Message) -> None:
         """A message makes it real."""
-        self._made().deliver(messages)
+        self._made().deliver(message)
 
     @property
     def events(self) -> int:

@@ -124,7 +124,8 @@ class Shard:
                 raise ProtocolViolationError(f"{messages[0].sender}: sent a message to {name}, which is not here")
             if (earliest := (min(messages) if len(messages) > 1 else messages[0]).time_ns) < self._reached_ns:
                 raise ProtocolViolationError(f"{name}: got a message for {earliest} ns after {self._reached_ns} ns")
-            entity.deliver(messages)
+            for message in messages:
+                entity.deliver(message)
             if earliest < horizon_ns:
                 called.append((earliest, name))
             else:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -198,7 +197,7 @@ def export_by_agent(
     # EXPORT has taken the context; its page is firmware's, and the pages are nobody's but the host's to take back.
     record.gctx, record.left = 0, record.gctx
     record.immutable.update(gone)
-    record.out = replace(state, context=context)
+    record.out = state._replace(context=context)
     return record.out
 
 

@@ -94,10 +94,10 @@ class Arrivals:
             return
         host.check_name(spec.name)
         host.departures.chains.pop(spec.name, None)
-        guest = Guest(spec, host.now_ns, lost_ns=no_time(), state=GuestState.ARRIVING)
+        guest = Guest(spec, host.clock.now_ns, lost_ns=no_time(), state=GuestState.ARRIVING)
         host.guests[spec.name] = guest
         host.want_certificates(spec)
-        host.tasks.promise(guest, host.now_ns)
+        host.tasks.promise(guest, host.clock.now_ns)
         if spec.generation is Generation.PLAIN and not (spec.disk or spec.network or spec.devices):
             host.board.unlaid.expect(spec.name)
 
@@ -126,7 +126,7 @@ class Arrivals:
         """Have firmware take what the source's has sealed for it."""
         host = self._host
         guest = host.guests[name]
-        host.tasks.promise(guest, host.now_ns)
+        host.tasks.promise(guest, host.clock.now_ns)
         self._laying.add(name)
 
         def through(wrong: str | None) -> None:
@@ -164,7 +164,7 @@ class Arrivals:
         except FrameError as error:
             told(str(error))
             return
-        host.tasks.promise(guest, host.now_ns)
+        host.tasks.promise(guest, host.clock.now_ns)
         self._laying.add(name)
 
         def is_through(wrong: str | None) -> None:
@@ -232,7 +232,7 @@ class Arrivals:
         """Have the vCPUs of one that has come stand still for a share of their time, 0 for none: they await pages."""
         guest = self._host.guests[name]
         if guest.state is GuestState.RUNNING:
-            self._host.contention.advance(self._host.now_ns)
+            self._host.contention.advance(self._host.clock.now_ns)
             slow_down(self._host.vcpus, guest, Throttle(standing_still, 0.0) if standing_still else None)
             self._host.clock.settle()
 
@@ -298,5 +298,5 @@ class Arrivals:
             else:
                 host.vcpus.load(vcpu)
         host.log.enter(name, ChainEnd(*books.chain))
-        host.chain.record_octets(host.now_ns, HostEvent.ARRIVED, name.encode())
+        host.chain.record_octets(host.clock.now_ns, HostEvent.ARRIVED, name.encode())
         host.resume(name)

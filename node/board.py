@@ -17,6 +17,7 @@ from node.agent_core import AgentCores
 from node.alias_scan import aliases_found
 from node.branch_instructions import BranchInstructions
 from node.branch_target_buffer import BranchTargetBuffer
+from node.by_vm import ByVm
 from node.cache_timing import USUAL, CacheTiming
 from node.cached_controller import CachedController
 from node.card_memory import CardMemory
@@ -68,7 +69,7 @@ from node.tlb import Tlb
 from node.tlb_duties import TlbDuties
 from node.trusted_dma import TrustedDma
 from node.trusted_io import BoardTrustedIo
-from node.unlaid_vms import ByVm, UnlaidVms
+from node.unlaid_vms import UnlaidVms
 from node.vcpu_controls import VcpuControls
 from node.virtual_memory import VirtualMemory
 from node.vmcb import Vmcb

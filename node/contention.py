@@ -28,7 +28,6 @@ order in which they came.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
@@ -94,31 +93,36 @@ class PhaseAccount(NamedTuple):
     llc_ns: float = 0.0
 
 
-@dataclass(slots=True)
 class _Alike:
     """The running phases of one load, and what each of them would have done since the first came."""
 
-    load: PhaseLoad
-    cap: float
-    rate: float
-    now: tuple[float, float, float]
-    """c, m and bytes per instruction as they are among the present neighbours."""
-    capped_to_ns: float
-    """The DRAM latency up to which nothing but its cap holds it, with a thread of its own."""
-    share: float = 1.0
-    crowding: float = 1.0
-    """Misses as a multiple of those without neighbours."""
-    retired: float = 0.0
-    waited: float = 0.0
-    """Sum over the instructions retired of the latency above L0, in nanoseconds; a miss without neighbours pays it."""
-    slowed: float = 0.0
-    """Sum over the instructions retired of what the other thread adds, as a multiple of ``pipeline_ns``."""
-    crowded: float = 0.0
-    """Sum over the instructions retired of the misses that neighbours add, as a multiple of those without."""
-    ends: list[tuple[float, int]] = field(default_factory=list)
-    """A heap of (``retired`` at the end, slot)."""
-    count: int = 0
-    """How many phases there are: as many as ends."""
+    __slots__ = (
+        "cap", "capped_to_ns", "count", "crowded", "crowding", "ends", "load", "now", "rate", "retired", "share",
+        "slowed", "waited",
+    )  # fmt: skip
+
+    def __init__(self, load: PhaseLoad, slowing: float, latency_ns: float) -> None:
+        core_ns = load.core_ns + load.pipeline_ns * slowing if slowing else load.core_ns
+        cap, rate = load.cap_per_ns or _NO_CAP, 1.0 / (load.miss * latency_ns + core_ns)
+        self.load = load
+        self.cap = cap
+        self.rate = min(rate, cap)
+        self.now = core_ns, load.miss, load.traffic_bytes
+        """c, m and bytes per instruction as they are among the present neighbours."""
+        self.capped_to_ns = _capped_to(cap, core_ns, load.miss)
+        """The DRAM latency up to which nothing but its cap holds it, with a thread of its own."""
+        self.share = self.crowding = 1.0
+        """Of a thread; and misses as a multiple of those without neighbours."""
+        self.retired = self.waited = 0.0
+        """``waited`` is the sum over the instructions retired of the latency above L0, in nanoseconds; a miss without
+        neighbours pays it."""
+        self.slowed = self.crowded = 0.0
+        """Sums over the instructions retired of what the other thread adds, as a multiple of ``pipeline_ns``, and of
+        the misses that neighbours add, as a multiple of those without."""
+        self.ends: list[tuple[float, int]] = []
+        """A heap of (``retired`` at the end, slot)."""
+        self.count = 0
+        """How many phases there are: as many as ends."""
 
 
 class _Phase(NamedTuple):
@@ -182,12 +186,7 @@ class Contention:
         """Let a phase run from the present time; returns its slot, no other phase's ever. Call ``solve`` afterwards."""
         alike = self._loads.get(load)
         if alike is None:
-            core_ns = load.core_ns + load.pipeline_ns * self._slowing if self._slowing else load.core_ns
-            span = load.miss * self.latency_ns + core_ns
-            cap = load.cap_per_ns or _NO_CAP
-            now = (core_ns, load.miss, load.traffic_bytes)
-            capped_to = _capped_to(cap, core_ns, load.miss)
-            alike = self._loads[load] = _Alike(load, cap, min(1.0 / span, cap), now, capped_to)
+            alike = self._loads[load] = _Alike(load, self._slowing, self.latency_ns)
             if load.misses is not None:
                 self._crowdable += 1
         elif alike.retired > _MOST_RETIRED:
@@ -225,7 +224,9 @@ class Contention:
             del self._loads[load]
             if load.misses is not None:
                 self._crowdable -= 1
-        remaining = max(0.0, end - alike.retired)
+        remaining = end - alike.retired
+        if remaining < 0.0:  # noqa: PLR1730 - a call costs as much as the rest
+            remaining = 0.0
         done = instructions - remaining
         loaded = (alike.waited - waited_before) * load.miss
         elapsed = self._now_ns - started_ns
@@ -233,8 +234,10 @@ class Contention:
         llc = (alike.crowded - crowded_before) * load.miss * (self._idle_latency_ns + load.miss_ns)
         busy = done * (load.core_ns + load.miss * self._idle_latency_ns) + loaded + smt + llc
         self.busy_thread_ns += busy
-        wanted = max(busy, done / load.cap_per_ns) if load.cap_per_ns else busy
-        return _tuple(PhaseAccount, (done, remaining, elapsed, loaded, max(0.0, elapsed - wanted), smt, llc))
+        waited = elapsed - (max(busy, done / load.cap_per_ns) if load.cap_per_ns else busy)
+        if waited < 0.0:  # noqa: PLR1730 - as above
+            waited = 0.0
+        return _tuple(PhaseAccount, (done, remaining, elapsed, loaded, waited, smt, llc))
 
     def rate_per_ns(self, slot: int) -> float:
         """Instructions that a phase retires in a nanosecond, as last solved."""
@@ -252,6 +255,8 @@ class Contention:
             return
         self._now_ns = now_ns
         excess = self.latency_ns - self._idle_latency_ns
+        if not self._loads and self.ledger is None:
+            return  # Nobody moves bytes either.
         for alike in self._loads.values():
             work = alike.rate * step
             alike.retired += work
@@ -325,18 +330,23 @@ class Contention:
             for alike in self._loads.values():
                 alike.share = 1.0
             self._overcommitted = False
-        self._solve_latency()
+        if self._loads:
+            self._solve_latency()
+        else:
+            self.latency_ns, self.utilisation, self._demand, self._capped_to_ns = self._idle_latency_ns, 0.0, 0.0, -1.0
 
     def _solve_latency(self) -> None:
         """Find the utilisation that makes the traffic which makes it, and leave its latency and rates set."""
         low, high = 0.0, _HIGHEST_UTILISATION
         u = self.utilisation
         gap, slope = self._set_rates(u)
-        # Where caps alone hold everybody, the same traffic comes at any latency at which they still do.
-        capped_to, demand = -1.0, self._demand
-        if slope == 1.0 and not self._overcommitted and self.latency_ns < self._capped_to_ns:
-            capped_to = self._capped_to_ns
-        idle, factor = self._idle_latency_ns, self._factor
+        idle, factor, demand = self._idle_latency_ns, self._factor, self._demand
+        if slope == 1.0 and not self._overcommitted and demand < high and self.latency_ns < self._capped_to_ns:
+            # Where caps alone hold everybody, the same traffic comes at any latency at which they still do.
+            latency = idle * (1.0 + factor * demand / (1.0 - demand))
+            if latency < self._capped_to_ns:
+                self.latency_ns, self.utilisation = latency, demand
+                return
         for _ in range(_MOST_STEPS):
             if gap > 0:
                 low = u
@@ -351,12 +361,7 @@ class Contention:
                 u = (low + high) / 2
                 # Traffic that no latency slows down: the bracket ends at full utilisation.
                 found = high - low < _NARROW
-            latency = idle * (1.0 + factor * u / (1.0 - u))
-            if latency < capped_to:
-                self.latency_ns, gap = latency, demand - u
-            else:
-                capped_to = -1.0
-                gap, slope = self._set_rates(u)
+            gap, slope = self._set_rates(u)
             if found or not gap:  # Without a gap there is no step.
                 break
         self.utilisation = u
@@ -367,10 +372,11 @@ class Contention:
         free = 1.0 - u
         self.latency_ns = latency = idle * (1.0 + factor * u / free)
         demand = pull = 0.0
-        capped_to = _NO_CAP if self._loads else -1.0
+        capped_to = _NO_CAP
         for alike in self._loads.values():
             core_ns, miss, traffic = alike.now
-            capped_to = min(capped_to, alike.capped_to_ns)
+            if alike.capped_to_ns < capped_to:  # noqa: PLR1730 - a call costs as much as the rest
+                capped_to = alike.capped_to_ns
             span = miss * latency + core_ns
             rate = alike.share / span
             if rate < alike.cap:

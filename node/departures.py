@@ -88,12 +88,12 @@ class Departures:
         if refusal is not None:
             return refusal
         assert guest is not None
-        host.contention.advance(host.now_ns)
+        host.contention.advance(host.clock.now_ns)
         host.arrivals.settled_elsewhere(name)
         if not (guest.spec.generation in SEALED or guest.spec.migration_agent or guest.spec.migration_handler):
             host.streams.begin(name)
             host.clock.settle()
-        departure = _Departure(guest, DirtyRates(guest, host.contention, host.now_ns), restate)
+        departure = _Departure(guest, DirtyRates(guest, host.contention, host.clock.now_ns), restate)
         self.under_way[name] = departure
         guest.dirty_log = DirtyLog()
         guest.changed = lambda: self._changed(departure)
@@ -139,7 +139,7 @@ class Departures:
         host, departure = self._host, self.under_way[name]
         guest = departure.guest
         departure.promised = True
-        host.tasks.promise(guest, host.now_ns)
+        host.tasks.promise(guest, host.clock.now_ns)
 
         def sealing() -> HypervisorTask:
             session = yield from host.hypervisor.seal(name, platform)
@@ -174,7 +174,7 @@ class Departures:
         departure = self.under_way[name]
         guest = departure.guest
         if guest.state is GuestState.RUNNING:
-            self._host.contention.advance(self._host.now_ns)
+            self._host.contention.advance(self._host.clock.now_ns)
             slow_down(self._host.vcpus, guest, Throttle(standing_still, most_bytes_per_s))
             self._host.clock.settle()
             self._changed(departure)
@@ -196,7 +196,7 @@ class Departures:
 
         def parked() -> None:
             nonlocal parked_ns
-            parked_ns = self._host.now_ns
+            parked_ns = self._host.clock.now_ns
             if guest.state is not GuestState.PAUSED:
                 done(None)
                 return
@@ -216,7 +216,7 @@ class Departures:
             assert guest.dirty_log is not None
             if guest.network is not None:
                 self._host.network.settle(guest)
-            departure.chain = self.chains[name] = self._host.log.leave(name, self._host.now_ns)
+            departure.chain = self.chains[name] = self._host.log.leave(name, self._host.clock.now_ns)
             written = guest.dirty_log.written_since(since_ns)
             done(Stopped(state, GuestBooks.of(guest, departure.chain), written, parked_ns))
 
@@ -299,7 +299,7 @@ class Departures:
             departure.handed_on = True
             guest = departure.guest
             host.vcpus.stop(guest)
-            guest.state, guest.ended_ns, guest.reason = GuestState.DESTROYED, host.now_ns, "host crashed"
+            guest.state, guest.ended_ns, guest.reason = GuestState.DESTROYED, host.clock.now_ns, "host crashed"
             self._take_off(guest)
         self.finish(name)
 
@@ -310,7 +310,7 @@ class Departures:
         host.interrupts.release_all(name)
         if guest.spec.network or guest.spec.devices:
             host.network.unplug(guest)
-        host.chain.record_octets(host.now_ns, HostEvent.DEPARTED, name.encode())
+        host.chain.record_octets(host.clock.now_ns, HostEvent.DEPARTED, name.encode())
         host.board.residents.leave(name)
 
     def finish(self, name: str) -> None:
@@ -369,7 +369,7 @@ class Departures:
     def _changed(self, departure: _Departure) -> None:
         if departure.look_at_ns >= 0:
             return
-        departure.look_at_ns = self._host.now_ns + departure.interval_ns
+        departure.look_at_ns = self._host.clock.now_ns + departure.interval_ns
         self._host.clock.after(departure.interval_ns, lambda: self._look(departure))
 
     def _look(self, departure: _Departure) -> None:
@@ -377,8 +377,8 @@ class Departures:
         host = self._host
         if departure.stopping or self.under_way.get(departure.guest.spec.name) is not departure:
             return
-        host.contention.advance(host.now_ns)
-        if departure.rates.look(host.now_ns):
+        host.contention.advance(host.clock.now_ns)
+        if departure.rates.look(host.clock.now_ns):
             departure.interval_ns = LOOK_NS
             departure.restate(departure.rates.statement())
         else:

@@ -202,16 +202,15 @@ class DimmCells:
 
     def keep_blank(self, spa: int, length: int, touch: Touch) -> bool:
         """``keep`` a range of whole pages of memory, if nobody has written there since it was cleared, or keeps it."""
-        if spa + length > self._plain_end and self._kept.meets(spa, length):
-            return False
-        gap = self._laid.is_gap(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)
-        if not gap or (self._written and self._any_written(spa, length)):
+        if not self.is_blank(spa, length):
             return False
         if self._watched:
+            if self._kept.meets(spa, length):
+                return False
             self._tell_watchers(spa, length)
-        self._kept.keep(spa, length, touch)
+        kept = self._kept.keep_apart(spa, length, touch)
         self._plain_end = self._kept.first
-        return True
+        return kept
 
     def let_go(self, spa: int) -> None:
         """No longer tell the owner of the kept range that begins here."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
@@ -32,8 +32,10 @@ class FrameAllocator:
     """Free runs of system memory as (SPA, length)."""
 
     def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
-        self._free = sorted((spa, length) for spa, length in ranges if length > 0)
-        self._all_bytes = sum(length for _, length in self._free)
+        free = sorted((spa, spa + length) for spa, length in ranges if length > 0)
+        self._starts = [start for start, _ in free]
+        self._ends = [end for _, end in free]
+        self._all_bytes = sum(end - start for start, end in free)
         self.used_bytes = 0
         self.peak_bytes = 0
 
@@ -41,6 +43,11 @@ class FrameAllocator:
     def free_bytes(self) -> int:
         """What nobody has."""
         return self._all_bytes - self.used_bytes
+
+    @property
+    def free_runs(self) -> list[tuple[int, int]]:
+        """The same as runs, by address."""
+        return [(start, end - start) for start, end in zip(self._starts, self._ends, strict=True)]
 
     def allocate(self, length: int, alignment: int) -> list[tuple[int, int]]:
         """Take ``length`` bytes in aligned pieces, one piece if any free run has room. Raises OutOfMemory."""
@@ -70,10 +77,11 @@ class FrameAllocator:
         """Take a length in one piece; where it begins, in the first free run that has room, None if there is none."""
         if length <= 0:
             raise ValueError(f"length: expected more than zero, got {length}")
-        for index, (spa, free) in enumerate(self._free):
-            start = spa + -spa % alignment
-            if start + length <= spa + free:
-                self._cut(index, start, length)
+        ends = self._ends
+        for index, first in enumerate(self._starts):
+            start = first + -first % alignment
+            if start + length <= ends[index]:
+                self._cut(index, start, start + length)
                 return start
         return None
 
@@ -81,62 +89,65 @@ class FrameAllocator:
         """The same from the end of memory, for what stays out of the way of large pieces. Raises OutOfMemory."""
         if length <= 0:
             raise ValueError(f"length: expected more than zero, got {length}")
-        for index in range(len(self._free) - 1, -1, -1):
-            spa, free = self._free[index]
-            start = (spa + free - length) // alignment * alignment
-            if start >= spa:
-                self._cut(index, start, length)
+        index = len(self._starts)
+        for end in reversed(self._ends):
+            index -= 1
+            start = (end - length) // alignment * alignment
+            if start >= self._starts[index]:
+                self._cut(index, start, start + length)
                 return [(start, length)]
         return self._scattered(length, alignment)
 
     def _scattered(self, length: int, alignment: int) -> list[tuple[int, int]]:
         pieces: list[tuple[int, int]] = []
         left = length
-        for spa, free in self._free:
-            start = -(-spa // alignment) * alignment
-            room = (spa + free - start) // alignment * alignment
+        for first, end in zip(self._starts, self._ends, strict=True):
+            start = -(-first // alignment) * alignment
+            room = (end - start) // alignment * alignment
             if room > 0 and left > 0:
                 pieces.append((start, min(room, left)))
                 left -= pieces[-1][1]
         if left > 0:
             raise OutOfMemory(length, self.free_bytes)
         for start, size in pieces:
-            index = bisect_left(self._free, (start + 1,)) - 1
-            self._cut(index, start, size)
+            self._cut(bisect_right(self._starts, start) - 1, start, start + size)
         return pieces
 
-    def _cut(self, index: int, start: int, length: int) -> None:
-        free = self._free
-        spa, size = free[index]
-        before, after = start - spa, spa + size - start - length
-        if before and after:
-            free[index : index + 1] = [(spa, before), (start + length, after)]
-        elif before or after:
-            free[index] = (spa, before) if before else (start + length, after)
+    def _cut(self, index: int, start: int, end: int) -> None:
+        """Take what is from ``start`` to ``end``, all of which is in one free run."""
+        starts, ends = self._starts, self._ends
+        if starts[index] == start:
+            if ends[index] == end:
+                del starts[index], ends[index]
+            else:
+                starts[index] = end
+        elif ends[index] == end:
+            ends[index] = start
         else:
-            del free[index]
-        self.used_bytes += length
-        self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+            starts.insert(index + 1, end)
+            ends.insert(index, start)
+        self.used_bytes = used = self.used_bytes + end - start
+        if used > self.peak_bytes:  # noqa: PLR1730 - a call costs as much as the rest
+            self.peak_bytes = used
 
     def release(self, pieces: Iterable[tuple[int, int]]) -> None:
         """Give pieces back. Raises ValueError for an empty piece, and for memory that is free already."""
+        starts, ends = self._starts, self._ends
         for spa, length in pieces:
             if length <= 0:
                 raise ValueError(f"length: expected more than zero, got {length}")
-            free = self._free
-            first = last = bisect_left(free, (spa,))
-            start, end = spa, spa + length
-            if first:
-                before, size = free[first - 1]
-                if before + size > spa:
-                    raise ValueError(f"{spa:#x}: released twice")
-                if before + size == spa:
-                    first, start = first - 1, before
-            if last < len(free):
-                after, size = free[last]
-                if end > after:
-                    raise ValueError(f"{spa:#x}: released twice")
-                if end == after:
-                    last, end = last + 1, after + size
-            free[first:last] = [(start, end - start)]
+            end = spa + length
+            index = bisect_left(starts, spa)
+            if (index < len(starts) and starts[index] < end) or (index and ends[index - 1] > spa):
+                raise ValueError(f"{spa:#x}: released twice")
+            touches = index < len(starts) and starts[index] == end
+            if index and ends[index - 1] == spa:
+                ends[index - 1] = ends.pop(index) if touches else end
+                if touches:
+                    del starts[index]
+            elif touches:
+                starts[index] = spa
+            else:
+                starts.insert(index, spa)
+                ends.insert(index, end)
             self.used_bytes -= length

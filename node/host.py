@@ -178,12 +178,12 @@ class Host:
         same operations, charged to nobody.
         """
         self.check_name(spec.name)
-        guest = Guest(spec, ordered_ns=self.now_ns, lost_ns=no_time())
+        guest = Guest(spec, ordered_ns=self.clock.now_ns, lost_ns=no_time())
         self.guests[spec.name] = guest
         if spec.network:
             self.network.expect(guest)
         self.want_certificates(spec)
-        self.chain.record_octets(self.now_ns, HostEvent.ORDERED, spec.name.encode())
+        self.chain.record_octets(self.clock.now_ns, HostEvent.ORDERED, spec.name.encode())
         task = self.with_disk(spec, self.hypervisor.launch(spec.machine))
         if running:
             try:
@@ -197,7 +197,7 @@ class Host:
         guest.least_left_ns = least_launch_ns(
             self.images[spec.firmware], spec.generation, self._cost, small_monitor=spec.machine.small_monitor
         )
-        self.tasks.promise(guest, self.now_ns)
+        self.tasks.promise(guest, self.clock.now_ns)
 
         def is_through(entered: object) -> None:
             self._enter(guest, entered)
@@ -254,12 +254,12 @@ class Host:
             return
         self.vcpus.stop(guest)
         if guest.state is not GuestState.STOPPED:
-            guest.ended_ns = self.now_ns
+            guest.ended_ns = self.clock.now_ns
         guest.state = GuestState.DESTROYED
         self.board.residents.leave(name)
         self.network.unplug(guest)
         self.interrupts.release_all(name)
-        self.chain.record_octets(self.now_ns, HostEvent.DESTROYED, name.encode())
+        self.chain.record_octets(self.clock.now_ns, HostEvent.DESTROYED, name.encode())
         self.tasks.run(self.hypervisor.destroy(name), guest, lambda _: None)
         self.clock.settle()
 
@@ -309,7 +309,7 @@ class Host:
 
     def close(self, end_ns: int) -> None:
         """Bring the books up to ``end_ns``: phases that still run are credited with what they did."""
-        end_ns = max(end_ns, self.now_ns)
+        end_ns = max(end_ns, self.clock.now_ns)
         self.board.unlaid.look_at_all()
         for guest in self.guests.values():
             self.vcpus.close(guest, end_ns)
@@ -331,25 +331,25 @@ class Host:
 
     def note_firmware(self, text: str) -> None:
         """Record what came of an order to the security processor's operator."""
-        self.chain.record_octets(self.now_ns, HostEvent.FIRMWARE, text.encode())
+        self.chain.record_octets(self.clock.now_ns, HostEvent.FIRMWARE, text.encode())
 
     # The two ends of a launch.
 
     def _refuse(self, guest: Guest, refusal: LaunchRefused) -> None:
         guest.state = GuestState.REFUSED
         guest.reason = str(refusal)
-        guest.ended_ns = self.now_ns
-        self.chain.record_octets(self.now_ns, HostEvent.REFUSED, guest.reason.encode(), guest.spec.name)
+        guest.ended_ns = self.clock.now_ns
+        self.chain.record_octets(self.clock.now_ns, HostEvent.REFUSED, guest.reason.encode(), guest.spec.name)
 
     def _enter(self, guest: Guest, entered: object) -> None:
         """The hypervisor has entered the VM: its boot processor comes out of reset."""
         assert isinstance(entered, Entered)
         guest.state = GuestState.RUNNING
-        guest.running_ns = self.now_ns
+        guest.running_ns = self.clock.now_ns
         self._note_launch(guest, entered)
         self.put_up(guest, entered, None)
         digest = bytes.fromhex(guest.launch_digest)
-        self.chain.record_octets(self.now_ns, HostEvent.ENTERED, digest, guest.spec.name)
+        self.chain.record_octets(self.clock.now_ns, HostEvent.ENTERED, digest, guest.spec.name)
         self.vcpus.start(guest.vcpus[0])
         if starts_others_by_sipi(guest.spec.generation):
             # Firmware has started them once, and has each wait in its own registers.
@@ -403,7 +403,7 @@ class Host:
         if guest is None or guest.state not in _SEATED:
             return
         told, trusted = guest.devices_told = told_of(value)
-        guest.chain.record(self.now_ns, HostEvent.DEVICES, told, trusted)
+        guest.chain.record(self.clock.now_ns, HostEvent.DEVICES, told, trusted)
         if told is Told.LET_GO:
             self.departures.let_go(vm)
         elif told is Told.SETTLED:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from node import operations as op
 from node.agent_transfer import agent_context, launch_agent, restart_agent
 from node.asid_pool import AsidPool, AsidsExhausted
+from node.by_vm import ByVm
 from node.card_driver import release_cards, roll_card_keys
 from node.core_msrs import Msr
 from node.cpu_model import model_of, shown_leaves
@@ -53,6 +54,7 @@ from node.sev_features import launch_features
 from node.svsm_launch import guest_launch_pages, svsm_below
 from node.tio_host import TioHost
 from node.tio_memory import TioMemory
+from node.vm_place import VmPlace
 from node.vm_transfer import export, fill, receive
 from node.vmsa import VMSA_BYTES, SevFeature
 from psp import command_buffers as buffers
@@ -108,7 +110,9 @@ class Hypervisor:
         self.tio = TioHost(ports, TioMemory(self.frames, self.command_page), trusted=trusted)
         self.updating = False
         """Whether firmware is just being replaced: no SEV guest can come then."""
-        self._vms: dict[str, LaunchedVm] = {}
+        self.places: dict[str, VmPlace] = {}
+        """What VMs have that nobody has asked for; ``_vms`` has the others."""
+        self._vms: dict[str, LaunchedVm] = ByVm(self._look)
         self._ghcb = GhcbServer(product, self.page_state_change, self.small_page, self.tio)
 
     @property
@@ -126,6 +130,21 @@ class Hypervisor:
         leaves = shown_leaves(self.product, spec.generation, model, launched_on) if model or launched_on else None
         record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware], leaves)
         return record
+
+    def _look(self, vm: str) -> bool:
+        """Somebody asks for a VM's record: make it, if only its place is here."""
+        place = self.places.pop(vm, None)
+        if place is not None:
+            self._vms[vm] = place.record()
+        return place is not None
+
+    def holds(self, vm: str) -> bool:
+        """Whether it has anything of a VM; that is no look."""
+        return vm in self.places or dict.__contains__(self._vms, vm)
+
+    def image(self, key: str) -> FirmwareImage:
+        """The firmware of that key."""
+        return self._images[key]
 
     def launched(self, vm: str) -> LaunchedVm:
         """The record of a VM; KeyError if there is none."""

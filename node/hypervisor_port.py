@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from node.asid_pool import AsidPool
 from node.firmware_image import FirmwareImage
@@ -36,8 +36,7 @@ class LaunchRefused(Exception):
     """A launch that the host or its firmware refused; everything taken for it was given back."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entered:
+class Entered(NamedTuple):
     """What a launch came to: where the VM's ASID, save areas and firmware context are, 0 for none."""
 
     asid: int

@@ -17,48 +17,55 @@ class KeptRanges:
         self.first = end
         """Where the lowest range begins; the end of memory if there is none."""
         self._starts: list[int] = []
-        self._ranges: list[tuple[int, int, Touch]] = []
+        self._ends: list[int] = []
+        self._touches: list[Touch] = []
 
     def keep(self, spa: int, length: int, touch: Touch) -> None:
         """Add a range. Raises ValueError where it meets another."""
-        if length <= 0:
-            return
-        at = bisect_left(self._starts, spa)
-        if (at < len(self._starts) and self._starts[at] < spa + length) or (at and self._ranges[at - 1][1] > spa):
+        if length > 0 and not self.keep_apart(spa, length, touch):
             raise ValueError(f"{spa:#x}: kept by another already")
-        self._starts.insert(at, spa)
-        self._ranges.insert(at, (spa, spa + length, touch))
-        self.first = self._starts[0]
+
+    def keep_apart(self, spa: int, length: int, touch: Touch) -> bool:
+        """Add a range that is not empty; whether it meets no other, for else it is left."""
+        starts, ends = self._starts, self._ends
+        at = bisect_left(starts, spa)
+        if (at < len(starts) and starts[at] < spa + length) or (at and ends[at - 1] > spa):
+            return False
+        starts.insert(at, spa)
+        ends.insert(at, spa + length)
+        self._touches.insert(at, touch)
+        self.first = starts[0]
+        return True
 
     def let_go(self, spa: int) -> None:
         """Take out the range that begins at ``spa``; where none does, nothing."""
-        at = bisect_left(self._starts, spa)
-        if self._starts[at : at + 1] == [spa]:
-            del self._starts[at], self._ranges[at]
-            self.first = self._starts[0] if self._starts else self._end
+        starts = self._starts
+        at = bisect_left(starts, spa)
+        if at < len(starts) and starts[at] == spa:
+            del starts[at], self._ends[at], self._touches[at]
+            self.first = starts[0] if starts else self._end
 
     def covers(self, spa: int) -> bool:
         """Whether an address is in a range."""
         at = bisect_right(self._starts, spa) - 1
-        return at >= 0 and spa < self._ranges[at][1]
+        return at >= 0 and spa < self._ends[at]
 
     def meets(self, spa: int, length: int) -> bool:
         """Whether any of so many bytes is in a range."""
         at = bisect_left(self._starts, spa + length) - 1
-        return at >= 0 and length > 0 and spa < self._ranges[at][1]
+        return at >= 0 and length > 0 and spa < self._ends[at]
 
     def tell(self, spa: int, length: int) -> None:
         """Tell the owners of the ranges that an access meets."""
         at = bisect_right(self._starts, spa)
-        if (not at or self._ranges[at - 1][1] <= spa) and (at == len(self._starts) or self._starts[at] >= spa + length):
+        if (not at or self._ends[at - 1] <= spa) and (at == len(self._starts) or self._starts[at] >= spa + length):
             return  # As nearly always.
         at = max(0, at - 1)
         met = []
         while at < len(self._starts) and self._starts[at] < spa + length:
-            start, end, touch = self._ranges[at]
-            low, high = max(spa, start), min(spa + length, end)
+            low, high = max(spa, self._starts[at]), min(spa + length, self._ends[at])
             if low < high:
-                met.append((low, high - low, touch))
+                met.append((low, high - low, self._touches[at]))
             at += 1
         for low, size, touch in met:  # owners may let go meanwhile
             touch(low, size)

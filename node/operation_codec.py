@@ -271,7 +271,7 @@ def _kind_form(kind: type) -> Form:
     """The form of one type of ``KINDS``."""
     number = _NUMBER_OF[kind]
     declared = typing.get_type_hints(kind)
-    names = [one.name for one in dataclasses.fields(kind)]
+    names = list(getattr(kind, "_fields", ())) or [one.name for one in dataclasses.fields(kind)]
     forms = [form_of(declared[name]) for name in names]
     exact = tuple(declared[name] for name in names)
     plain = all(one in _SCALARS for one in exact)

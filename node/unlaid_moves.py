@@ -21,16 +21,18 @@ from node.guest_memory_map import Range, memory_map
 from node.hypervisor import SPARE_TABLES, Hypervisor
 from node.hypervisor_port import Entered, HypervisorPort, LaunchRefused
 from node.hypervisor_tasks import HypervisorTasks
-from node.launched_vm import LaunchedVm
-from node.machine_spec import MachineSpec
 from node.nested_table_pages import layout_of, table_pages
 from node.operation_cost import HostOperationCost
-from node.unlaid_vms import UnlaidVms
+from node.vm_place import VmPlace
 from node.vm_state import VmState
-from node.vm_transfer import PAUSE, RESUME, STOP, fill_at, take_areas
+from node.vm_transfer import PAUSE, RESUME, STOP, fill_at
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 Refused = Callable[[LaunchRefused], None]
+_new = tuple.__new__
+"""Makes a named tuple at half the price of its own constructor."""
+_NO_MORE = VmState("", (), (), (), (), (), ())[6:]
+"""What no PLAIN VM without a disk has."""
 
 
 class _Shape(NamedTuple):
@@ -65,6 +67,7 @@ class UnlaidMoves:
         self._unlaid = board.unlaid
         # Another kind of hypervisor may do other things than are known here.
         self._hypervisor = hypervisor if type(hypervisor) is Hypervisor else None
+        self._places: dict[str, VmPlace] = {} if self._hypervisor is None else self._hypervisor.places
         self._tasks = tasks
         self._cost = cost
         self._stop_ns: dict[int, int] = {}
@@ -73,52 +76,77 @@ class UnlaidMoves:
         self._clear_ns: dict[int, int] = {}
         """By the length of what is cleared."""
 
-    def _of(self, guest: Guest) -> Hypervisor | None:
-        """The hypervisor, if it has nothing to do for such a VM and nobody has looked at that."""
-        name = guest.spec.name
-        return self._hypervisor if name in self._unlaid.vms and self._tasks.is_free(name) else None
+    def _place(self, vm: str) -> VmPlace | None:
+        """What the hypervisor holds of a VM, if it has nothing to do for it and nobody has looked at that."""
+        return self._places.get(vm) if vm in self._unlaid.vms and self._tasks.is_free(vm) else None
 
     def receive(self, guest: Guest) -> bool:
         """As ``receive``: what the VM will need is taken."""
-        hypervisor = self._of(guest)
-        return hypervisor is not None and _take_place(hypervisor, guest.spec.machine, self._unlaid)
+        hypervisor, spec, unlaid = self._hypervisor, guest.spec.machine, self._unlaid
+        vm = spec.name
+        if hypervisor is None or hypervisor.holds(vm) or vm not in unlaid.vms or not self._tasks.is_free(vm):
+            return False
+        if spec.cpu_model or spec.launched_on:
+            return False  # Of the latter the hypervisor asks whether its processors show all that they are shown.
+        frames, image = hypervisor.frames, hypervisor.image(spec.firmware)
+        shape = _shape(spec.memory_bytes, spec.vcpus, image.gpa, len(image.data))
+        start = None if shape is None else frames.allocate_run(shape.length, LARGE_PAGE_BYTES)
+        if shape is None or start is None:
+            return False
+        taken = [(start, shape.length)]
+        try:
+            taken += frames.allocate(PAGE_BYTES, PAGE_BYTES)
+            taken += frames.allocate_last(shape.tables_bytes, PAGE_BYTES)
+        except OutOfMemory:
+            frames.release(taken)
+            return False
+        ram, (small, _), tables, *more = taken
+        maps = tuple([(gpa, start + offset, length) for gpa, offset, length in shape.pieces])
+        if more or not unlaid.build(vm, tables, ram, maps):
+            frames.release(taken)
+            return False
+        self._places[vm] = VmPlace(image, ram, maps, small, tables)
+        return True
 
     def export(
         self, guest: Guest, started: tuple[bool, ...], read: Callable[[object], None], refused: Refused
     ) -> bool:  # fmt: skip
         """As ``export``: the VM is read."""
-        hypervisor, vm, unlaid, rips = self._of(guest), guest.spec.name, self._unlaid, guest.boot_rips
-        if hypervisor is None or unlaid.pages(vm) is None:
+        hypervisor, vm, unlaid, rips = self._hypervisor, guest.spec.name, self._unlaid, guest.boot_rips
+        place = self._place(vm)
+        if place is None or hypervisor is None or unlaid.pages(vm) is None:
             return False
-        record = hypervisor.launched(vm)
-        count = len(record.save_areas)
+        count = len(place.areas)
         spent_ns = self._stop_ns.get(count)
         if spent_ns is None:
             spent_ns = self._stop_ns[count] = round(self._cost.price_of_work((STOP, *[PAUSE] * count)))
 
         def state() -> VmState | None:
-            pages = unlaid.pages(vm)
-            if pages is None:
+            found = unlaid.read(vm, count)
+            if found is None:
                 return None
-            areas = tuple([unlaid.save_area(vm, vcpu) for vcpu in range(count)])
-            return VmState(vm, areas, started, record.launched_gpas, rips, pages, ())
+            areas, pages = found
+            return _new(VmState, (vm, areas, started, place.launched, rips, pages, *_NO_MORE))
 
         self._tasks.spend(guest, spent_ns, state, read, refused, lambda: hypervisor.export(vm, started, rips))
         return True
 
     def fill(self, guest: Guest, state: VmState, laid: Callable[[object], None], refused: Refused) -> bool:
         """As ``fill``: the VM is laid down, and its pages are read back."""
-        hypervisor, spec, unlaid = self._of(guest), guest.spec.machine, self._unlaid
-        if hypervisor is None or state.blocks or not state.save_areas:
+        hypervisor, spec, unlaid = self._hypervisor, guest.spec.machine, self._unlaid
+        vm = spec.name
+        place = self._place(vm)
+        if place is None or hypervisor is None or place.areas or state.blocks or not state.save_areas:
             return False
-        record = hypervisor.launched(spec.name)
-        if record.save_areas:
-            return False
-        areas = take_areas(hypervisor, record, state)
+        place.launched, areas = state.launched, list[tuple[int, bytes]]()
+        for page in state.save_areas:
+            ((spa, _),) = hypervisor.frames.allocate(PAGE_BYTES, PAGE_BYTES)
+            place.areas += (spa,)
+            areas.append((spa, page))
 
         def back() -> tuple[Entered, bytes] | None:
-            octets = unlaid.fill(spec.name, state.pages, areas)
-            return None if octets is None else (record.entered(), octets)
+            octets = unlaid.fill(vm, state.pages, areas)
+            return None if octets is None else (place.entered(), octets)
 
         self._tasks.spend(
             guest, self._resume_ns, back, laid, refused, lambda: fill_at(hypervisor, spec, state, areas)
@@ -127,52 +155,25 @@ class UnlaidMoves:
 
     def depart(self, guest: Guest) -> bool:
         """As ``depart``: everything that the VM had is given back."""
-        hypervisor, vm, unlaid = self._of(guest), guest.spec.name, self._unlaid
-        if hypervisor is None:
+        hypervisor, vm, places = self._hypervisor, guest.spec.name, self._places
+        place = self._place(vm)
+        if place is None or hypervisor is None:
             return False
-        record, ram = hypervisor.launched(vm), unlaid.vms[vm].ram
-        if len(ram) != 1 or record.functions:
-            return False
-        length = ram[0][1]
+        length = place.ram[1]
         spent_ns = self._clear_ns.get(length)
         if spent_ns is None:
             spent_ns = self._clear_ns[length] = round(self._cost.price((op.HostClear(0, length),)))
 
         def cleared() -> bool | None:
-            if not unlaid.leave(vm, record.small):
+            if places.get(vm) is not place or not self._unlaid.leave(vm, place.small):
                 return None
-            hypervisor.release(vm, record, [*ram, *[(spa, PAGE_BYTES) for spa in record.small]])
+            hypervisor.frames.release(place.frames)
+            del places[vm]
             return True
 
-        self._tasks.spend(guest, spent_ns, cleared, lambda _: None, None, lambda: hypervisor.depart(vm))
+        self._tasks.spend(guest, spent_ns, cleared, _ignore, None, lambda: hypervisor.depart(vm))
         return True
 
 
-def _take_place(self: Hypervisor, spec: MachineSpec, unlaid: UnlaidVms) -> bool:
-    vm, frames = spec.name, self.frames
-    if vm in self._vms or spec.cpu_model or spec.launched_on:
-        return False  # Of the latter the hypervisor asks whether its processors show all that they are shown.
-    record = LaunchedVm(spec.generation, self._images[spec.firmware])
-    image = record.firmware
-    shape = _shape(spec.memory_bytes, spec.vcpus, image.gpa, image.end - image.gpa)
-    if shape is None:
-        return False
-    start = frames.allocate_run(shape.length, LARGE_PAGE_BYTES)
-    if start is None:
-        return False
-    taken = [(start, shape.length)]
-    try:
-        taken += frames.allocate(PAGE_BYTES, PAGE_BYTES)
-        taken += frames.allocate_last(shape.tables_bytes, PAGE_BYTES)
-    except OutOfMemory:
-        frames.release(taken)
-        return False
-    _, (small, _), *tables = taken
-    maps = tuple([(gpa, start + offset, length) for gpa, offset, length in shape.pieces])
-    if len(tables) > 1 or not unlaid.build(vm, tables[0], (start, shape.length), maps):
-        frames.release(taken)
-        return False
-    record.small.append(small)
-    record.ram, record.tables = list(maps), tables
-    self._vms[vm] = record
-    return True
+def _ignore(_: object) -> None:
+    pass

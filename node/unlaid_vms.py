@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from node import operations as op
 from node.dimm_cells import MachineCheck
@@ -37,7 +37,6 @@ Later = Callable[[], Batch]
 Maps = tuple[tuple[int, int, int], ...]
 """(GPA, SPA, length) of a VM's memory."""
 Pages = tuple[Run, ...]
-V = TypeVar("V")
 
 
 class _NowError(Exception):
@@ -68,29 +67,6 @@ class _Unlaid:
     def backing(self, node_bytes: int) -> Backing:
         """As its nested table's."""
         return _backing(self.maps, node_bytes)
-
-
-class ByVm(dict[str, V]):
-    """What a board has of each VM. ``look`` hears of a VM that is asked for and not found, and may bring it."""
-
-    def __init__(self, look: Callable[[str], bool]) -> None:
-        super().__init__()
-        self._look = look
-
-    def __missing__(self, vm: str) -> V:
-        if self._look(vm):
-            return super().__getitem__(vm)
-        raise KeyError(vm)
-
-    def __contains__(self, vm: object) -> bool:
-        return super().__contains__(vm) or (isinstance(vm, str) and self._look(vm))
-
-    def get(self, vm: str, default: V | None = None) -> V | None:  # type: ignore[override]
-        """As of any dictionary."""
-        found = super().get(vm)
-        if found is None and self._look(vm):
-            found = super().get(vm)
-        return default if found is None else found
 
 
 class UnlaidVms:
@@ -249,6 +225,13 @@ class UnlaidVms:
         """What a VM's memory holds, by GPA, as long as it is what it came with; None where nobody knows at once."""
         one = self.of(vm)
         return None if one is None else one.pages
+
+    def read(self, vm: str, vcpus: int) -> tuple[tuple[bytes, ...], Pages] | None:
+        """Save areas of its first vCPUs, and the same; None likewise."""
+        one = self.of(vm)
+        if one is None or one.pages is None:
+            return None
+        return tuple([one.contents[one.areas[vcpu]] for vcpu in range(vcpus)]), one.pages
 
     def leave(self, vm: str, others: Sequence[int]) -> bool:
         """All of a VM's memory is cleared, with pages beside it of the hypervisor's own, and its control blocks go."""

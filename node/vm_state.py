@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 MOST_VCPUS = 1024
 """Of a VM; what its vCPUs told at a VMPL follows that of those before by so many."""
@@ -28,8 +28,7 @@ def whole_runs(runs: list[Run]) -> tuple[Run, ...]:
     return tuple([(at, b"".join(parts)) for at, parts in found])
 
 
-@dataclass(frozen=True, slots=True)
-class VmState:
+class VmState(NamedTuple):
     """A stopped VM.
 
     ``save_areas`` holds each vCPU's registers; ``started`` whether it had come

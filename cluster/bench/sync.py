@@ -45,7 +45,7 @@ class Chatterbox:
         """Words so far."""
         return self._sequence
 
-    def deliver(self, messages: tuple[Message, ...]) -> None:
+    def deliver(self, message: Message) -> None:
         """Mail is taken and thrown away."""
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:

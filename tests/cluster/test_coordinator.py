@@ -324,7 +324,6 @@ def test_a_run_that_stops_at_any_call_has_done_all_before_where_it_says_it_is_an
     build: EntityFactory, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cluster.together.CALL_S", 1e-6)
-    monkeypatch.setattr("cluster.together.SLICE_EVENTS", 2)
     monkeypatch.setattr("cluster.slices.SLICE_EVENTS", 2)
     hosts = quiet(6, seed=3, tick=20)  # Who rests says nothing of its own.
     calls = (7000, *range(9000, END_NS, 300))

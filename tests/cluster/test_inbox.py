@@ -1,6 +1,7 @@
 """An inbox: letters take effect before local events of their nanosecond, in an order of their own."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import simpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.entity import NEVER, Message
+from cluster.entity import NEVER, Advance, Message
 from cluster.inbox import Inbox, ProtocolViolationError
 
 
@@ -16,11 +17,15 @@ def letter(time_ns: int, sender: str = "a", sequence: int = 1) -> Message:
     return Message(time_ns, sender, sequence, "host", "letter")
 
 
+def inbox_of(env: simpy.Environment, receive: Callable[[Message], None]) -> Inbox:
+    return Inbox(env, receive, [], lambda _: NEVER)
+
+
 def story(deliveries: list[tuple[int, tuple[Message, ...]]], ticks: tuple[int, ...] = ()) -> list[Any]:
     """What happened, letters handed over when the clock stood at the given times."""
     env = simpy.Environment(initial_time=0)
     told: list[Any] = []
-    inbox = Inbox(env, lambda message: told.append((env.now, message.sender, message.sequence)))
+    inbox = inbox_of(env, lambda message: told.append((env.now, message.sender, message.sequence)))
 
     def tick(_: simpy.Event) -> None:
         told.append((env.now, "tick"))
@@ -29,7 +34,8 @@ def story(deliveries: list[tuple[int, tuple[Message, ...]]], ticks: tuple[int, .
         env.timeout(at).callbacks.append(tick)
     for at, messages in deliveries:
         inbox.advance(at, 1000)
-        inbox.deliver(messages)
+        for message in messages:
+            inbox.deliver(message)
     inbox.advance(NEVER, 1000)
     return told
 
@@ -47,20 +53,35 @@ def test_a_letter_comes_before_what_simpy_calls_urgent() -> None:
         yield env.timeout(1)
 
     env.process(process())
-    inbox = Inbox(env, lambda _: told.append("letter"))
-    inbox.deliver((letter(0),))
-    assert inbox.advance(1, 2)[0] == 2
+    inbox = inbox_of(env, lambda _: told.append("letter"))
+    inbox.deliver(letter(0))
+    assert inbox.advance(1, 2).events == 2
     assert told == ["letter", "process"]
 
 
 def test_letters_of_one_nanosecond_are_one_event_of_the_budget() -> None:
     env = simpy.Environment(initial_time=0)
     told: list[int] = []
-    inbox = Inbox(env, lambda message: told.append(message.sequence))
-    inbox.deliver((letter(5, sequence=2), letter(5, sequence=1), letter(6, sequence=3)))
-    assert (inbox.advance(10, 1), told, env.now, inbox.next_event_ns) == ((1, 6, 6), [1, 2], 5, 6)
-    assert (inbox.advance(6, 10), told) == ((0, 6, 6), [1, 2])
-    assert (inbox.advance(7, 10), told, inbox.next_event_ns) == ((1, NEVER, NEVER), [1, 2, 3], NEVER)
+    inbox = inbox_of(env, lambda message: told.append(message.sequence))
+    for message in (letter(5, sequence=2), letter(5, sequence=1), letter(6, sequence=3)):
+        inbox.deliver(message)
+    assert (inbox.advance(10, 1), told, env.now) == (Advance(6, 6, 6, 1), [1, 2], 5)
+    assert (inbox.advance(6, 10), told) == (Advance(6, 6, 6, 0), [1, 2])
+    assert (inbox.advance(7, 10), told) == (Advance(7, NEVER, NEVER, 1), [1, 2, 3])
+    assert (inbox.events, inbox.next_event_ns) == (2, NEVER)
+
+
+def test_what_is_said_comes_with_what_is_promised_and_letters_may_be_answered_at_once() -> None:
+    env = simpy.Environment(initial_time=0)
+    outbox: list[Message] = []
+    inbox = Inbox(env, outbox.append, outbox, lambda next_ns: next_ns + 3)
+    inbox.deliver(letter(5))
+    inbox.deliver(letter(8))
+    assert inbox.earliest_output_ns == 5
+    env.timeout(6)
+    assert inbox.advance(6, 10) == Advance(6, 6, 8, 1, (letter(5),))
+    assert inbox.earliest_output_ns == 8
+    assert inbox.advance(10, 10) == Advance(10, NEVER, NEVER, 2, (letter(8),))
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
@@ -83,9 +104,10 @@ def test_windows_of_handing_over_make_no_difference(keys: set[tuple[int, str, in
 
 def test_the_first_letter_not_opened_yet_is_known() -> None:
     env = simpy.Environment(initial_time=0)
-    inbox = Inbox(env, lambda _: None)
+    inbox = inbox_of(env, lambda _: None)
     assert inbox.next_ns == NEVER
-    inbox.deliver((letter(8), letter(3)))
+    inbox.deliver(letter(8))
+    inbox.deliver(letter(3))
     assert inbox.next_ns == 3
     inbox.advance(8, 1000)
     assert inbox.next_ns == 8
@@ -98,4 +120,4 @@ def test_a_letter_from_the_past_is_refused_by_name() -> None:
     env.timeout(10)
     env.step()
     with pytest.raises(ProtocolViolationError, match=r"host: got a message for 9 ns at 10 ns"):
-        Inbox(env, lambda _: None).deliver((letter(9),))
+        inbox_of(env, lambda _: None).deliver(letter(9))

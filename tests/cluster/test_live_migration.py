@@ -267,18 +267,21 @@ def test_one_that_is_through_cannot_be_called_off() -> None:
 def test_a_vm_moves_once_at_a_time() -> None:
     _, rows = play(scenario(migrations=[move(), move(at="1.2 s", to="host-3")]))
     assert outcomes(rows) == [("completed", None), ("refused", "UNDER_WAY")]
+    assert [row["generation"] for row in rows["migrations"]] == ["PLAIN", "PLAIN"]
     assert vm_row(rows)["host"] == "host-2"
 
 
 def test_a_vm_is_not_moved_to_the_host_it_is_on() -> None:
     _, rows = play(scenario(migrations=[move(to="host-1"), move(at="2 s", to="host-2")]))
     assert outcomes(rows) == [("refused", "ALREADY_THERE"), ("completed", None)]
+    assert [row["generation"] for row in rows["migrations"]] == ["PLAIN", "PLAIN"]
 
 
 def test_where_nobody_has_room_nothing_is_begun() -> None:
     full = [group(f"big-{number}", memory="15 GiB", host=f"host-{number}", vcpus=1) for number in (2, 3)]
     fleet, rows = play(scenario(vms=[group("vm"), *full], migrations=[move(placement="random")]))
     assert outcomes(rows) == [("no room", "no host has room")]
+    assert rows["migrations"][0]["generation"] == "PLAIN"
     assert (vm_row(rows)["state"], fleet.control.placement.host_of("vm")) == ("running", "host-1")
 
 

@@ -99,7 +99,7 @@ def test_a_host_asks_no_sooner_than_it_promised_whatever_its_firmware_is_told():
     entity = next(one for one in map(HostEntity, orders) if one.name == "cloud")
     firmware = entity.host.board.psp.firmware
     firmware.install(FirmwareLevel((1, 55, 29), firmware.current.tcb + (1 << 48)))
-    entity.deliver((Message(10**9, "control", 1, "cloud", COMMIT, b""),))
+    entity.deliver(Message(10**9, "control", 1, "cloud", COMMIT, b""))
     asked = []
     while (next_ns := entity.next_event_ns()) < 2 * 10**9:
         promised_ns = entity.earliest_output_ns()
@@ -108,7 +108,7 @@ def test_a_host_asks_no_sooner_than_it_promised_whatever_its_firmware_is_told():
             assert output.time_ns >= promised_ns
             asked.append(output.time_ns)
             answer = Message(output.time_ns + 1_000_000, "control", 1 + len(asked), "cloud", "certificates", None)
-            entity.deliver((answer,))
+            entity.deliver(answer)
     assert len(asked) == 2
     assert entity.host.certificates.fetch()
 

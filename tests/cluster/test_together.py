@@ -162,8 +162,8 @@ def test_whoever_stops_finds_all_at_the_same_time():
     one.go_on(NEVER, heard, lambda _: END_NS, until_acted=True)
     reached = one.level(0)
     assert 0 < reached < END_NS
-    for name, entity in one._entities.items():
-        other = ToyHost(Toy(name, ("a", "b"), tick=7, speak=40))
+    for entity in one._entities:
+        other = ToyHost(Toy(entity.name, ("a", "b"), tick=7, speak=40))
         while other.next_event_ns() < reached:
             other.advance(reached, 1)
         assert entity.collect(reached) == other.collect(reached)

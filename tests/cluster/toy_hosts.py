@@ -70,13 +70,12 @@ class ToyHost:
     def __init__(self, toy: Toy) -> None:
         self.toy = toy
         self.env = simpy.Environment(initial_time=0)
-        self.inbox = Inbox(self.env, self._receive)
-        self.log: list[tuple[int, str, str]] = []
         self._outbox: list[Message] = []
+        self.inbox = Inbox(self.env, self._receive, self._outbox, lambda _: self.earliest_output_ns())
+        self.log: list[tuple[int, str, str]] = []
         self._sequence = 0
         self._received = 0
         self._due: list[int] = []
-        self.events = 0
         if toy.tick:
             self.env.process(self._ticks())
         if toy.speak:
@@ -128,8 +127,12 @@ class ToyHost:
 
         self.env.timeout(delay).callbacks.append(answer)
 
-    def deliver(self, messages: tuple[Message, ...]) -> None:
-        self.inbox.deliver(messages)
+    @property
+    def events(self) -> int:
+        return self.inbox.events
+
+    def deliver(self, message: Message) -> None:
+        self.inbox.deliver(message)
 
     def next_event_ns(self) -> int:
         return self.inbox.next_event_ns
@@ -143,11 +146,9 @@ class ToyHost:
         return min(due, self.inbox.next_ns)
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
-        done, *_ = self.inbox.advance(horizon_ns, event_budget)
+        advance = self.inbox.advance(horizon_ns, event_budget)
         assert self.env.now < horizon_ns
-        outputs, self._outbox = tuple(self._outbox), []
-        following = self.next_event_ns()
-        return Advance(min(horizon_ns, following), following, self.earliest_output_ns(), done, outputs)
+        return advance
 
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
         return {"log": [{"host": self.name, "time": at, "what": what, "text": text} for at, what, text in self.log]}
@@ -166,9 +167,9 @@ class RestingToy(ToyHost):
 
     woken = False
 
-    def deliver(self, messages: tuple[Message, ...]) -> None:
+    def deliver(self, message: Message) -> None:
         self.woken = True
-        super().deliver(messages)
+        super().deliver(message)
 
     def next_event_ns(self) -> int:
         return super().next_event_ns() if self.woken else NEVER

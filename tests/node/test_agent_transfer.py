@@ -195,7 +195,7 @@ def test_what_was_changed_on_the_way_is_refused_and_the_guest_is_taken_back(on_i
         hello = certificates(there, guest.spec)
         assert Hello.parse(hello).public_key
         assert opened(there, "vm", certified(here, greeting(here))) is None
-        assert laid(there, "vm", what, dataclasses.replace(what.state, **spoil(what.state))) is not None, name
+        assert laid(there, "vm", what, what.state._replace(**spoil(what.state))) is not None, name
         there.arrivals.abandon("vm")
         run(there, there.now_ns + SECOND)
         assert leftovers(there)[0] == empty, name

@@ -161,7 +161,7 @@ def test_a_byte_changed_on_the_wire_is_caught_and_the_vm_goes_on_at_the_source()
 def test_bytes_changed_with_their_checksum_are_caught_by_the_comparison_of_pages():
     _, there, guest, what = standing_between()
     gpa, data = what.state.pages[0]
-    forged = dataclasses.replace(what.state, pages=((gpa, bytes([data[0] ^ 1]) + data[1:]), *what.state.pages[1:]))
+    forged = what.state._replace(pages=((gpa, bytes([data[0] ^ 1]) + data[1:]), *what.state.pages[1:]))
     wrong = arrive(there, "vm", frames_of(forged), page_digests(what.state.pages), what.books)
     assert wrong == f"page {gpa:#x}: expected the source's bytes, got others"
     assert there.guests["vm"].state is GuestState.ARRIVING

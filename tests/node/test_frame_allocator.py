@@ -130,7 +130,7 @@ class Frames(RuleBasedStateMachine):
         for pieces in getattr(self, "held", ()):
             self.frames.release(pieces)
         if hasattr(self, "frames"):
-            assert self.frames._free == sorted(RANGES)
+            assert self.frames.free_runs == sorted(RANGES)
 
 
 TestFrames = Frames.TestCase

@@ -169,7 +169,7 @@ def test_when_a_move_is_over_its_handlers_keep_nothing_that_opens_what_was_seale
     else:
         what = stopped(here, "vm")
         spoilt = {} if then == "is handed over" else SPOILT["a page"](what.state)
-        wrong = laid(there, "vm", what, dataclasses.replace(what.state, **spoilt))
+        wrong = laid(there, "vm", what, what.state._replace(**spoilt))
         assert (wrong is not None) is (then == "comes spoilt")
         assert peers[-8:] not in look_at_svsm(there, STATE_GPA)
     assert key[-8:] not in look_at_svsm(here, STATE_GPA)
@@ -367,7 +367,7 @@ def test_what_was_changed_on_the_way_is_refused_and_the_guest_goes_on(on_its_way
         goes_on(here)
         agree(here, there)
         what = stopped(here, "vm")
-        assert laid(there, "vm", what, dataclasses.replace(what.state, **spoil(what.state))) is not None, name
+        assert laid(there, "vm", what, what.state._replace(**spoil(what.state))) is not None, name
         there.arrivals.abandon("vm")
         run(there, there.now_ns + SECOND)
         assert leftovers(there)[0] == empty, name

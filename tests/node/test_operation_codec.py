@@ -46,9 +46,12 @@ def values(declared) -> st.SearchStrategy:
         return st.sampled_from(declared)
     if declared is GuestMemoryMap:
         return st.just(MEMORY)
+    names = getattr(declared, "_fields", ())
     if dataclasses.is_dataclass(declared):
+        names = [one.name for one in dataclasses.fields(declared)]
+    if names:
         hints = typing.get_type_hints(declared)
-        return st.builds(declared, **{one.name: values(hints[one.name]) for one in dataclasses.fields(declared)})
+        return st.builds(declared, **{name: values(hints[name]) for name in names})
     parts = typing.get_args(declared)
     if typing.get_origin(declared) is not tuple:
         return st.one_of(*map(values, parts))

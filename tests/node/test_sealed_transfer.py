@@ -226,7 +226,7 @@ def test_a_packet_that_was_changed_is_refused_by_firmware_and_the_guest_goes_on_
     agree(here, there, "vm")
     what = stopped(here, "vm")
     packets = (*what.state.packets[:-1], spoil(*what.state.packets[-1]))
-    forged = dataclasses.replace(what.state, packets=packets)
+    forged = what.state._replace(packets=packets)
     assert laid(there, "vm", what, forged) == f"RECEIVE_UPDATE_DATA: {line}"
     there.arrivals.abandon("vm")
     here.departures.cancel("vm")
@@ -257,7 +257,7 @@ def test_packets_of_another_session_are_refused():
     run(here, here.now_ns + 500_000)
     agree(here, there, "vm")
     what = stopped(here, "vm")
-    assert laid(there, "vm", what, dataclasses.replace(what.state, packets=old.state.packets)).endswith(
+    assert laid(there, "vm", what, what.state._replace(packets=old.state.packets)).endswith(
         "BAD_MEASUREMENT"
     )
 

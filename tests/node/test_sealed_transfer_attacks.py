@@ -4,7 +4,6 @@ A packet's MAC covers neither its place nor its order, SEND_FINISH takes no key 
 it comes: the matrix says corrupted, and so it is. What firmware does refuse is in test_sealed_transfer.
 """
 
-import dataclasses
 
 from test_departures_and_arrivals import stopped
 from test_sealed_transfer import BOTH, UNITS, agree, certificates, hosts, laid, opened, sealed
@@ -52,7 +51,7 @@ def test_packets_that_change_places_put_each_other_s_pages_there(generation):
     what = stopped(here, "vm")
     packets = {gpa: (head, body) for gpa, head, body in what.state.packets}
     packets[first], packets[second] = packets[second], packets[first]
-    swapped = dataclasses.replace(what.state, packets=tuple((gpa, *packets[gpa]) for gpa in sorted(packets)))
+    swapped = what.state._replace(packets=tuple((gpa, *packets[gpa]) for gpa in sorted(packets)))
     assert laid(there, "vm", what, swapped) is None
     assert look(there, first, 8) == b"B" * 8
     assert look(there, second, 8) == b"A" * 8
@@ -71,7 +70,7 @@ def test_a_packet_of_an_earlier_round_of_the_same_session_brings_the_old_page_ba
     what = stopped(here, "vm")
     assert look(here, page + PAGE_BYTES - RECORD // 2, RECORD // 2) != before
     packets = tuple(older if one[0] == page else one for one in what.state.packets)
-    assert laid(there, "vm", what, dataclasses.replace(what.state, packets=packets)) is None
+    assert laid(there, "vm", what, what.state._replace(packets=packets)) is None
     assert look(there, page + PAGE_BYTES - RECORD // 2, RECORD // 2) == before
     # Its own program finds out, and ends itself: SEV has promised it no integrity.
     there.arrivals.start("vm")

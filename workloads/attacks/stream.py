@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import msgpack
 
 from node.migration_frames import Expected, frames_of, state_of
@@ -52,4 +50,4 @@ def with_page(state: VmState, gpa: int, page: Page) -> VmState:
         if first <= gpa < first + len(data) and not header else (first, data)
         for first, data in state.pages
     ])  # fmt: skip
-    return replace(state, packets=packets, pages=pages)
+    return state._replace(packets=packets, pages=pages)
