@@ -392,6 +392,10 @@ def _check_room(place: _Place, vm: VmGroup) -> None:
         if least > most:
             expected = f"enough for {SIZE.format(least)} of {name} memory for each vCPU's {vm.workload}"
             raise _wrong(place("memory"), expected, f"{got}, which leaves each {SIZE.format(most)}")
+    written = vm.vcpus * need.written_bytes
+    if written > vm.memory:
+        expected = f"at least {SIZE.format(written)}, which its vCPUs write all over"
+        raise _wrong(place("memory"), expected, SIZE.format(vm.memory))
 
 
 def _check_migrations(scenario: Scenario) -> None:

@@ -73,6 +73,8 @@ class Footprint:
     private_bytes: int
     shared_bytes: int
     disk_bytes: int
+    written_bytes: int
+    """Written all over with bytes that nobody looks at, wherever in the machine's memory."""
 
 
 def validate_parameters(name: str, parameters: Mapping[str, Scalar]) -> tuple[tuple[str, Scalar], ...]:
@@ -88,9 +90,11 @@ def footprint(spec: ProgramSpec) -> Footprint:
         _, inner = attested_start.unwrapped(spec)
         needs = footprint(inner)
         private, shared = attested_start.PRIVATE_BYTES, attested_start.SHARED_BYTES
-        return Footprint(needs.private_bytes + private, needs.shared_bytes + shared, needs.disk_bytes)
+        written = needs.written_bytes
+        return Footprint(needs.private_bytes + private, needs.shared_bytes + shared, needs.disk_bytes, written)
     parameters = _parsed(spec.name, spec.parameters)
-    return Footprint(parameters.private_bytes, parameters.shared_bytes, parameters.disk_bytes)
+    written = parameters.written_set_bytes if isinstance(parameters, PlayerParameters) else 0
+    return Footprint(parameters.private_bytes, parameters.shared_bytes, parameters.disk_bytes, written)
 
 
 def _parsed(name: str, given: Iterable[tuple[str, Scalar]]) -> Parameters:

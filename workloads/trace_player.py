@@ -140,8 +140,8 @@ class PlayerParameters:
     slot_bytes: int = whole(2048, 64, 64 << 10, 64)
     touches_per_step: int = whole(24, 0, 1024)
     """Slots loaded, compared and stored in each step."""
-    written_set_bytes: int = whole(0, 0, 1 << 34, 4096)
-    """Memory that the machine writes all over beside its slots, with bytes nobody looks at; 0 for the working set."""
+    written_set_bytes: int = whole(0, 0, 1 << 40, 4096)
+    """Memory that each vCPU writes all over, anywhere, with bytes nobody looks at; 0 for the working set."""
     written_bytes_per_s: int = whole(0, 0, 10**12)
     """How much of that it writes with all of its vCPU; 0 for what an ordinary server does."""
 
@@ -159,8 +159,8 @@ class PlayerParameters:
 
     @property
     def private_bytes(self) -> int:
-        """The working set, inside what is written all over where that is more."""
-        return max(self.working_set_bytes, self.written_set_bytes)
+        """The working set."""
+        return self.working_set_bytes
 
     @property
     def shared_bytes(self) -> int:
