@@ -15,8 +15,6 @@ from cluster.hand_over import Phase
 from cluster.live_migration import LiveMigrations
 from cluster.migration import Migration, Outcome
 
-DOWNTIME_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
-"""KubeVirt's, of how long machines stood still."""
 BOUNDS_S = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600, 7200)
 """KubeVirt's, of the time from a migration's creation to each phase."""
 PENDING, SCHEDULING, RUNNING = "pending", "scheduling", "running"
@@ -27,7 +25,6 @@ PENDING, SCHEDULING, RUNNING = "pending", "scheduling", "running"
 class MoveFigures:
     """One move under way. Bytes of memory, and bytes a second of virtual time."""
 
-    number: int
     vm: str
     source: str
     destination: str
@@ -40,33 +37,26 @@ class MoveFigures:
     transfer_bytes_per_s: float
     rounds: int
     throttle_ratio: float
-    slowed_ratio: float
-    """Share of its time that the move costs the machine: throttled, logged, sealed by a handler, or awaiting pages."""
     expected_downtime_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class EndedMove:
-    """A move that is over. One that never began has no time of that, and one that failed no downtime."""
+    """The last move of one VM that is over. A move that never began has no time of it."""
 
-    number: int
     vm: str
-    host: str
-    """Where the machine is after it."""
     started_s: float | None
     ended_s: float
-    succeeded: bool
     refused: bool
     """Its host will not or cannot move the VM."""
-    downtime_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Transitions:
-    """Times of moves as a histogram has them: from their order to a phase, or for which machines stood still."""
+    """How long after they were ordered moves entered a phase, as a histogram has it."""
 
     within: tuple[int, ...]
-    """Moves that took as long as each bound, or less."""
+    """Moves that took as long as each of ``BOUNDS_S``, or less."""
     count: int
     sum_s: float
 
@@ -81,16 +71,8 @@ class MigrationFigures:
     """Moves that are over."""
     moves: tuple[MoveFigures, ...] = ()
     ended: tuple[EndedMove, ...] = ()
-    """Every one that is over, in the order in which somebody saw that."""
     transitions: Mapping[str, Transitions] = field(default_factory=dict)
     """By KubeVirt's names of phases."""
-    downtimes: Mapping[str, Transitions] = field(default_factory=dict)
-    """By the hosts that machines came from."""
-
-    @property
-    def last(self) -> tuple[EndedMove, ...]:
-        """Of each VM the last move that is over."""
-        return tuple({one.vm: one for one in self.ended}.values())
 
 
 class MoveBooks:
@@ -101,9 +83,8 @@ class MoveBooks:
         self._seen = 0
         self._open: list[Migration] = []
         self._outcomes: Counter[str] = Counter()
-        self._ended: list[EndedMove] = []
+        self._ended: dict[str, EndedMove] = {}
         self._times: dict[str, _Times] = {}
-        self._downtimes: dict[str, _Times] = {}
 
     def at(self, now_ns: int) -> MigrationFigures:
         """The figures at a virtual time."""
@@ -122,22 +103,14 @@ class MoveBooks:
             if one.precopy is not None:
                 moves.append(_move(self._live, one, now_ns))
         transitions = {phase: some.told() for phase, some in times.items()}
-        downtimes = {host: some.told() for host, some in self._downtimes.items()}
-        ended = tuple(self._ended)
-        return MigrationFigures(dict(phases), dict(self._outcomes), tuple(moves), ended, transitions, downtimes)
+        ended = tuple(self._ended.values())
+        return MigrationFigures(dict(phases), dict(self._outcomes), tuple(moves), ended, transitions)
 
     def _close(self, one: Migration, times: dict[str, _Times]) -> None:
         self._outcomes[one.outcome.value] += 1
         started_s = None if one.started_ns < 0 else one.started_ns / 1e9
-        good, refused = succeeded(one.outcome.value), one.outcome is Outcome.REFUSED
-        host, downtime_s = one.source, None
-        if good:
-            host, downtime_ns = one.destination, one.resumed_ns - one.stopped_ns
-            downtime_s = downtime_ns / 1e9
-            self._downtimes.setdefault(one.source, _Times(DOWNTIME_BOUNDS_S)).add(downtime_ns)
-        self._ended.append(
-            EndedMove(one.number, one.order.vm, host, started_s, one.ended_ns / 1e9, good, refused, downtime_s)
-        )
+        vm, refused = one.order.vm, one.outcome is Outcome.REFUSED
+        self._ended[vm] = EndedMove(vm, started_s, one.ended_ns / 1e9, refused)
         for some in (self._times, times):
             _count(some, one)
 
@@ -157,31 +130,27 @@ def _entered(one: Migration) -> Iterator[tuple[str, int]]:
         yield "Succeeded" if succeeded(one.outcome.value) else "Failed", one.ended_ns
 
 
+@dataclass(slots=True)
 class _Times:
-    """Moves by the first bound that their times (ns) are within, and the sum of those."""
+    """Of one phase: moves by the first bound that they are within, and the sum of their times (ns)."""
 
-    def __init__(self, bounds_s: tuple[float, ...]) -> None:
-        self._bounds_s = bounds_s
-        self._counts = [0] * (len(bounds_s) + 1)
-        self._sum_ns = 0
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_S) + 1))
+    sum_ns: int = 0
 
     def copy(self) -> _Times:
-        other = _Times(self._bounds_s)
-        other._counts, other._sum_ns = list(self._counts), self._sum_ns
-        return other
-
-    def add(self, time_ns: int) -> None:
-        self._counts[bisect_left(self._bounds_s, time_ns / 1e9)] += 1
-        self._sum_ns += time_ns
+        return _Times(list(self.counts), self.sum_ns)
 
     def told(self) -> Transitions:
-        within = tuple(accumulate(self._counts))
-        return Transitions(within[:-1], within[-1], self._sum_ns / 1e9)
+        within = tuple(accumulate(self.counts))
+        return Transitions(within[:-1], within[-1], self.sum_ns / 1e9)
 
 
 def _count(times: dict[str, _Times], one: Migration) -> None:
     for phase, at_ns in _entered(one):
-        times.setdefault(phase, _Times(BOUNDS_S)).add(at_ns - one.ordered_ns)
+        some = times.setdefault(phase, _Times())
+        took_ns = at_ns - one.ordered_ns
+        some.counts[bisect_left(BOUNDS_S, took_ns / 1e9)] += 1
+        some.sum_ns += took_ns
 
 
 def _phase(one: Migration) -> str:
@@ -198,11 +167,10 @@ def _move(live: LiveMigrations, one: Migration, now_ns: int) -> MoveFigures:
         now_bytes = round(live.fabric.moved(str(one.number), now_ns) / one.wire_ratio)
         rate = live.fabric.rate(str(one.number)) / one.wire_ratio
     dirty = rounds[-1].dirty_bytes_per_s if rounds else 0.0
-    slowed = one.pace[1] if one.phase is Phase.DRAINING else one.slowed[0]
     return MoveFigures(
-        one.number, one.order.vm, one.source, one.destination, one.started_ns / 1e9, one.precopy.memory_bytes,
+        one.order.vm, one.source, one.destination, one.started_ns / 1e9, one.precopy.memory_bytes,
         one.precopy.sent_bytes + sent + now_bytes, max(0, left - now_bytes), dirty, rate, len(rounds),
-        one.precopy.throttle, slowed, one.precopy.expected_downtime_ns / 1e9,
+        one.precopy.throttle, one.precopy.expected_downtime_ns / 1e9,
     )  # fmt: skip
 
 
