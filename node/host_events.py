@@ -27,6 +27,7 @@ class HostEvent(IntEnum):
     PSP_COMMAND = 100
     PHASE_CUT = 101
     EXITS = 102
+    SLOWED = 103
 
 
 class Octets(Enum):
@@ -72,6 +73,7 @@ EVENT_KINDS: Mapping[HostEvent, EventKind] = {
     HostEvent.DEVICES: EventKind("devices", "1 let go, 2 settled", "trusted, a bit for each"),
     HostEvent.PHASE_CUT: EventKind("phase cut", "", "instructions", "demand", takes_time=True),
     HostEvent.EXITS: EventKind("exits", "batches of the hypervisor", takes_time=True),
+    HostEvent.SLOWED: EventKind("slowed", "millionths of its time standing still", "bytes a second a vCPU may write"),
     HostEvent.PSP_COMMAND: EventKind("psp command", "", "waited_ns", "command", takes_time=True),
 }
 """Every kind of record. To add a kind, add a line: logs, what is printed of them and traces follow it."""
