@@ -49,7 +49,7 @@ def values(declared) -> st.SearchStrategy:
     names = getattr(declared, "_fields", ())
     if dataclasses.is_dataclass(declared):
         names = [one.name for one in dataclasses.fields(declared)]
-    if names:
+    if names or dataclasses.is_dataclass(declared):
         hints = typing.get_type_hints(declared)
         return st.builds(declared, **{name: values(hints[name]) for name in names})
     parts = typing.get_args(declared)
