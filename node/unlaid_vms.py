@@ -253,12 +253,14 @@ class UnlaidVms:
     def _expect_reached(self, spa: int, length: int) -> None:
         """Only where the host may write."""
         board = self._board
+        controller, rmp = board.controller, board.rmp
         if (spa | length) % PAGE_BYTES or spa < 0 or length <= 0:
             raise _NowError
         try:
-            board.controller.expect(spa, length)
-            if board.rmp is not None:
-                board.rmp.check_host_write(spa, length)
+            if spa + length > controller.answers_to:
+                controller.expect(spa, length)
+            if rmp is not None:
+                rmp.check_host_write(spa, length)
         except (MachineCheck, RmpFault):
             raise _NowError from None
 
@@ -280,8 +282,7 @@ class UnlaidVms:
 
     def _let_go(self, one: _Unlaid) -> None:
         one.touched = None
-        for spa in one.kept:
-            self._board.dram.let_go(spa)
+        self._board.dram.cells.let_go_all(one.kept)
 
     def _touched(self, vm: str, one: _Unlaid) -> None:
         if self.vms.get(vm) is one:
