@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import broken_links
-from cluster.entity import NEVER, Message
+from cluster.entity import Message
 from cluster.fabric import Fabric
 from cluster.firmware_updates import FirmwareUpdates
 from cluster.fleet_faults import CRASH, FleetFaults
@@ -111,11 +111,16 @@ class ControlPlane:
 
     def next_event_ns(self) -> int:
         """Time of the next arrival, departure, order to a host, or step of a migration."""
-        first_ns = self.migrations.next_event_ns()
-        for timeline in (self.plans.timeline, self._timeline, self.updates.timeline, self._late):
-            if timeline and timeline[0][0] < first_ns:
-                first_ns = timeline[0][0]
-        return first_ns if self.faults is None else min(first_ns, self.faults.next_event_ns())
+        first_ns, planned = self.migrations.next_event_ns(), self.plans.timeline
+        if planned and planned[0][0] < first_ns:
+            first_ns = planned[0][0]
+        if self._timeline and self._timeline[0][0] < first_ns:
+            first_ns = self._timeline[0][0]
+        if updates := self.updates.timeline:
+            first_ns = min(first_ns, updates[0][0])
+        if self.faults is not None:
+            first_ns = min(first_ns, self.faults.next_event_ns(), self._late[0][0] if self._late else first_ns)
+        return first_ns
 
     def step(self, now_ns: int, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
         """Answer the messages that arrived by ``now_ns``, then do what the timeline has for it."""
