@@ -249,8 +249,8 @@ def _move(live: LiveMigrations, one: Migration, now_ns: int) -> MoveFigures:
     rounds, now_bytes, rate = one.precopy.rounds, 0, 0.0
     sent, left = _beside_rounds(one)
     if one.flows:
-        now_bytes = round(live.fabric.moved(str(one.number), now_ns) / one.wire_ratio)
-        rate = live.fabric.rate(str(one.number)) / one.wire_ratio
+        now_bytes = round(live.fabric.moved(one.number, now_ns) / one.wire_ratio)
+        rate = live.fabric.rate(one.number) / one.wire_ratio
     dirty = rounds[-1].dirty_bytes_per_s if rounds else 0.0
     began_ns = one.precopy.began_copying_ns
     return MoveFigures(

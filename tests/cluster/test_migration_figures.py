@@ -1,5 +1,6 @@
 """Live figures of migrations say what is so, and looking at them changes no result."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -40,7 +41,7 @@ def play(body: dict[str, Any], *, looks: bool) -> tuple[list[tuple[int, Migratio
         next_event_ns = staticmethod(fleet.control.next_event_ns)
 
         @staticmethod
-        def step(now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        def step(now_ns: int, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
             told = step(now_ns, messages)
             if looks:
                 seen.extend((at_ns, books.at(at_ns)) for at_ns in (now_ns, now_ns + 10**9))
