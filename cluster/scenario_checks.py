@@ -244,9 +244,9 @@ def _check_vm(
         _check_svsm(place, vm)
     if vm.sev_policy and vm.generation not in SEALED:
         raise _wrong(place("sev_policy"), "none: only SEV and SEV_ES have it", f"one with {vm.generation.name}")
-    if vm.migration_agent and (vm.generation not in BY_AGENT or vm.svsm):
-        found = "one with an SVSM" if vm.svsm else f"one with {vm.generation.name}"
-        raise _wrong(place("migration_agent"), "false: only SEV_SNP and SEV_TIO without an SVSM have one", found)
+    if vm.migration_agent and vm.generation not in BY_AGENT:
+        found = f"one with {vm.generation.name}"
+        raise _wrong(place("migration_agent"), "false: only SEV_SNP and SEV_TIO have one", found)
     if vm.migration_handler and (vm.generation is not Generation.SEV_SNP or not vm.svsm or vm.migration_agent):
         found = "one with a migration agent" if vm.migration_agent else "one without an SVSM"
         found = found if vm.generation is Generation.SEV_SNP else f"one with {vm.generation.name}"

@@ -12,7 +12,6 @@ and no product ships it. Source: SEV-SNP firmware ABI (56860), SNP_PAGE_SWAP_OUT
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -31,6 +30,7 @@ from node.launched_vm import LaunchedVm
 from node.machine_spec import MachineSpec
 from node.measured_launch import VMSA_GPA
 from node.migration_refusal import MigrationRefusal
+from node.moved_areas import MovedArea, areas_in, areas_of
 from node.packing import packed
 from node.page_swaps import PageSwaps, counted
 from node.sev_features import launch_features
@@ -49,8 +49,6 @@ BY_AGENT = frozenset({Generation.SEV_SNP, Generation.SEV_TIO})
 AGENT = "migration agent"
 """The name of a host's own."""
 _NO_HEADER = bytes(PacketHeader.SIZE)
-_AREA = struct.Struct(f"<Q{PacketHeader.SIZE - 8}x")
-"""What stands before a save area: its GPA."""
 _HYPERVISOR, _FIRMWARE = RmpEntry(), RmpEntry(assigned=True, immutable=True)
 _Call = Generator[Batch, Answers, object]
 
@@ -138,14 +136,15 @@ def export_by_agent(
     if record.starts.halfway:
         raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
     yield from park_devices(self, vm, record)
-    areas = [record.created.get(vcpu, spa) for vcpu, spa in enumerate(record.save_areas)]
+    seats = areas_of(record)
+    areas = [spa for _, _, spa in seats]
     _, *answers = yield (
         op.HostWork("migration.stop_ns"),
-        *[op.HostWork("migration.pause_vcpu_ns")] * len(areas),
+        *[op.HostWork("migration.pause_vcpu_ns")] * len(started),
         *[op.HostReadWritten(spa, length) for spa, length in joined(record.frames)],
         op.DiskRead(vm),
     )
-    *answers, disk = answers[len(areas) :]
+    *answers, disk = answers[len(started) :]
     assert isinstance(disk, op.Runs)
     plain: list[Run] = []
     private: list[tuple[int, int]] = []
@@ -170,9 +169,10 @@ def export_by_agent(
         page = yield from swaps.out(DATA, spa)
         packets.append((gpa, _NO_HEADER, page))
     sealed: list[Packet] = []
-    for vcpu, spa in enumerate(areas):
+    for number, (vcpu, vmpl, spa) in enumerate(seats):
         page = yield from swaps.out(VMSA, spa)
-        sealed.append((vcpu, _AREA.pack(in_memory.get(spa, VMSA_GPA)), page))
+        one = MovedArea(in_memory.get(spa, VMSA_GPA), vcpu, vmpl, record.seat(vcpu) == (vcpu, vmpl))
+        sealed.append((number, one.pack(), page))
     gone = {spa for _, spa in private} | set(areas)
     rows = []
     for gpa, spa, pages, large in list(_rows(record, gone)):
@@ -252,6 +252,7 @@ def _rows(record: LaunchedVm, gone: set[int]) -> Iterator[tuple[int, int, int, b
 
 def fill_by_agent(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, state: VmState) -> Task:
     """A guest that came: its context, and all of its pages. Raises LaunchRefused."""
+    found = areas_in(state, spec.vcpus, levels=spec.svsm)
     for gpa, length in state.shared:
         record.shared.change(gpa, length, shared=True)
     record.hear_of_vcpus(state.told)
@@ -262,12 +263,11 @@ def fill_by_agent(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, state
     yield from _enter(self, record, "import", spec.name, state.context)
     spas = record.spas_of(gpa for gpa, _, _ in state.packets)
     areas = []
-    for _, header, _ in state.sealed_areas:
-        (gpa,) = _AREA.unpack(header)
-        spa = self.small_page(record) if gpa == VMSA_GPA else record.page_spa(gpa)
+    for one in found:
+        spa = self.small_page(record) if one.gpa == VMSA_GPA else record.page_spa(one.gpa)
         if spa is None:
-            raise LaunchRefused(f"save area: no memory at {gpa:#x}")
-        areas.append((spa, gpa))
+            raise LaunchRefused(f"save area: no memory at {one.gpa:#x}")
+        areas.append((spa, one.gpa))
     smashed = {spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for spa in spas}
     smashed |= {spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES for spa, gpa in areas if gpa != VMSA_GPA}
     small_rows = record.spas_of(gpa for gpa, _, large in state.rows if not large)
@@ -281,9 +281,19 @@ def fill_by_agent(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, state
     except LaunchRefused:
         yield from _reclaim_each(self, record, [spa for spa, gpa in areas if gpa == VMSA_GPA])
         raise
-    record.save_areas = [spa for spa, _ in areas]
+    record.save_areas = [spa for spa, _ in areas[: spec.vcpus]]
+    record.open_vmpls()
+    entered = {}
+    for one, (spa, _) in zip(found, areas, strict=True):
+        if record.vmpls is not None:
+            record.vmpls.areas[one.vcpu, one.vmpl] = spa
+        if one.entered:
+            entered[one.vcpu] = one.vmpl, spa
+    if record.vmpls is not None:
+        record.vmpls.running |= {vcpu: vmpl for vcpu, (vmpl, _) in entered.items()}
     yield tuple(
-        op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa) for index, (spa, _) in enumerate(areas)
+        op.VmcbWrite(spec.name, vcpu, record.asid, spec.generation.name, entered[vcpu][1])
+        for vcpu in range(spec.vcpus)
     )
     yield from bring_devices(self, spec, record)
 
@@ -351,8 +361,8 @@ def take_frames(self: Hypervisor, record: LaunchedVm) -> Task:
 
 def lay_back(self: Hypervisor, record: LaunchedVm, state: VmState) -> Task:
     """All pages of a guest that is out, into the frames that it had."""
-    areas = [record.created.get(vcpu, spa) for vcpu, spa in enumerate(record.save_areas)]
-    places = (_AREA.unpack(header)[0] for _, header, _ in state.sealed_areas)
+    areas = [spa for _, _, spa in areas_of(record)]
+    places = (MovedArea.parse(header).gpa for _, header, _ in state.sealed_areas)
     yield from _hold(
         self, record, areas, {spa: gpa for spa, gpa in zip(areas, places, strict=True) if gpa != VMSA_GPA}
     )

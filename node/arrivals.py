@@ -33,6 +33,7 @@ from node.migration_frames import (
 )
 from node.page_swaps import with_metadata
 from node.sealed_transfer import SEALED
+from node.svsm_memory import laboratory_svsm
 from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
 from node.vm_state import VmState
@@ -158,6 +159,7 @@ class Arrivals:
         expected = Expected(
             name, self._memory_of(spec), blocks_of(host.board.disk_files.get(name)), session, spec.vcpus,
             spec.generation in SEALED or by_another, CAPABILITIES[spec.generation].encrypted_registers, by_another,
+            spec.migration_agent and spec.svsm,
         )  # fmt: skip
         try:
             state = state_of(frames, expected)
@@ -264,7 +266,12 @@ class Arrivals:
 
     def _memory_of(self, spec: GuestSpec) -> Callable[[int, int], bool]:
         image = self._host.images[spec.firmware]
-        return _spans(spec.memory_bytes, spec.vcpus, image.gpa, len(image.data))
+        first, length = image.gpa, len(image.data)
+        if spec.svsm and spec.migration_agent:
+            # Agents move the SVSM's image, which lies below; where a handler moves the guest it is there already.
+            svsm = laboratory_svsm(image.gpa)
+            first, length = svsm.gpa, image.gpa - svsm.gpa + length
+        return _spans(spec.memory_bytes, spec.vcpus, first, length)
 
     def _difference(self, state: VmState, back: bytes, digests: PageDigests | bytes) -> str | None:
         """Compare every page as it lies here now with the source's; what differs first, None if nothing."""

@@ -354,8 +354,6 @@ class Departures:
         if guest.spec.devices and not guest.spec.migration_agent:
             return MigrationRefusal.DEVICE_ASSIGNED
         if guest.spec.migration_agent:
-            if guest.spec.svsm:
-                return MigrationRefusal.SVSM_BELOW
             if guest.spec.sev_features & SevFeature.SECURE_TSC:
                 return MigrationRefusal.SECURE_TSC
         elif guest.spec.generation in REFUSALS and not guest.spec.migration_handler:

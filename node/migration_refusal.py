@@ -36,7 +36,6 @@ class MigrationRefusal(StrEnum):
     NO_AGENT_THERE = "the target has no migration agent"
     AGENT_REFUSES = "the migration agents do not believe each other, or firmware does not do what one asks"
     HANDLER_REFUSES = "the migration handlers do not believe each other, or firmware does not do what one asks"
-    SVSM_BELOW = "guests with an SVSM do not move by agents yet"
     SECURE_TSC = "firmware exports no guest whose clock begins with its host's"
     NETWORK_CARD = "the state of a paravirtual network card does not move yet"
     DEVICE_ASSIGNED = "devices of the host are assigned to the VM, and no migration agent may move it"
