@@ -163,7 +163,7 @@ class HostGroup(ScenarioPart):
     numa_nodes: Literal[1, 2, 4] = 1
     """NUMA nodes that each host's socket is cut into; a machine whose memory is on several pays for the way."""
     migration_agent: Annotated[bool, Strict()] = False
-    """Each host has a migration agent from its beginning on, with which SEV_SNP machines may be launched and moved."""
+    """Each host has a migration agent from its beginning on, with which SEV_SNP and SEV_TIO machines may move."""
     firmware: VersionText | None = None
     """Version of the security processor's firmware that each host is switched on with. Default: the product's."""
     derived_keys: Literal["asked", "reported"] = "asked"

@@ -36,6 +36,9 @@ WAYS: Mapping[str, Way] = {
     "SEV": Way(),
     "SEV_ES": Way(),
     "SEV_SNP": Way({"migration_agent": True}, {"migration_agent": True}),
+    "SEV_SNP above an SVSM": Way(
+        {"migration_agent": True}, {"generation": "SEV_SNP", "svsm": True, "migration_agent": True, "firmware": "auto"}
+    ),
     "SEV_SNP by its handler": Way(
         {}, {"generation": "SEV_SNP", "svsm": True, "migration_handler": True, "firmware": "auto"}
     ),

@@ -1,9 +1,12 @@
 """SEV-SNP machines move by migration agents in fleets: stopped while they go, once, and as they were."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from test_live_migration import group, move, outcomes, play, scenario, small_image  # noqa: F401 - the fixture
+from test_live_migration import FIRMWARE, group, move, outcomes, play, scenario, small_image  # noqa: F401 - the fixture
+
+from cluster.bench.faults import judged, schedule
 
 QUICK = {"psp.send_update_ns_per_kib": 500.0, "psp.receive_update_ns_per_kib": 500.0}
 
@@ -26,6 +29,28 @@ def test_a_machine_moves_stopped_at_the_pace_of_both_security_processors() -> No
     assert (vm["host"], row["destination"], vm["faults"]) == (back["destination"], "host-2", 0)
 
 
+def above_svsm(**changes: Any) -> dict[str, Any]:
+    """The same with an SVSM below the machine."""
+    vm = group("vm", generation="SEV_SNP", migration_agent=True, svsm=True, memory="64 MiB", vcpus=2)
+    return fleet(vms=[vm | {"firmware": "auto"}], **changes)
+
+
+def test_a_machine_takes_its_svsm_along() -> None:
+    _, rows = play(above_svsm(migrations=[move(times=2, pause="100 ms")]))
+    assert [row["outcome"] for row in rows["migrations"]] == ["completed"] * 2
+    assert [row["carrier"] for row in rows["migrations"]] == ["agents"] * 2
+    (vm,), (svsm,) = rows["vms"], rows["svsms"]
+    assert (vm["host"], vm["state"], vm["faults"]) == (rows["migrations"][1]["destination"], "running", 0)
+    assert svsm["calls"] > 0
+
+
+@pytest.mark.parametrize("seed", [1, 4, 6])
+def test_whatever_goes_wrong_a_machine_with_an_svsm_is_whole_and_in_one_place(seed: int) -> None:
+    found, moves = judged(schedule(seed, "SEV_SNP above an SVSM", Path(FIRMWARE[0])) | {"duration": "5 s"})
+    assert found is None
+    assert moves
+
+
 def test_a_machine_without_leave_and_one_whose_hosts_have_no_agent_stay_where_they_are() -> None:
     kept = group("kept", generation="SEV_SNP", memory="64 MiB", vcpus=1)
     bare = {"name": "no-agent", "product": "Milan", "memory": "16 GiB"}
@@ -39,6 +64,7 @@ def test_a_machine_without_leave_and_one_whose_hosts_have_no_agent_stay_where_th
 @pytest.mark.parametrize(
     ("machine", "target", "reason"),
     [
+        ({"svsm": True, "migration_agent": True}, "bare", "NO_AGENT_THERE"),
         ({"svsm": True}, "host-2", "NEEDS_MIGRATION_AGENT"),
         ({"migration_agent": True}, "bare", "NO_AGENT_THERE"),
         ({"svsm": True, "migration_handler": True}, "rome", "OTHER_GENERATION"),

@@ -13,8 +13,8 @@ from test_tpm import DIGEST
 from toy_guests import COSTS, SECOND, guest_spec, look, make_host, run, script
 
 from node import operations as op
-from node.guest import GuestState
 from node.generation import Generation
+from node.guest import GuestState
 from node.hypervisor_port import LaunchRefused
 from node.measured_launch import VMSA_GPA
 from node.moved_areas import MovedArea, areas_in
