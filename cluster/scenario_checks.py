@@ -162,8 +162,6 @@ def _check_devices(place: _Place, vm: VmGroup, hosts: list[HostInstance]) -> Non
         return
     if vm.workload != DEVICE_WORK:
         raise _wrong(place("devices"), f"none: only {DEVICE_WORK} drives any", f"some with {vm.workload}")
-    if vm.svsm:
-        raise _wrong(place("devices"), "none above an SVSM", ", ".join([one.value for one in vm.devices]))
     if len(vm.devices) > MOST_DEVICES:
         raise _wrong(place("devices"), f"at most {MOST_DEVICES}", str(len(vm.devices)))
     wanted = Counter(vm.devices)

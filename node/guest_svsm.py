@@ -81,6 +81,19 @@ def svsm_call(
 _Exchange = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], str]
 
 
+@dataclass(frozen=True, slots=True)
+class SvsmBelow:
+    """The SVSM of a kernel whose secrets page this is, as a block calls it that runs with these registers."""
+
+    registers: Registers
+    secrets_gpa: int
+
+    def call(self, protocol: int, call: int, rcx: int = 0, rdx: int = 0) -> Calling:
+        """Raises SvsmUntrusted."""
+        caa = yield from calling_area(self.secrets_gpa)
+        return (yield from svsm_call(self.registers, caa, protocol, call, rcx, rdx))
+
+
 def _by_message(caa: int) -> _Exchange:
     request = RunVmplRequest(0)
     at = caa + CALL_PENDING

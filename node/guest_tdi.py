@@ -7,7 +7,7 @@ a part of a block, for ``yield from``. Source: ``spec/tio/tio-overview.md``, sec
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from node.device_policy import DevicePolicy, DeviceUntrusted, judge
 from node.device_window import bar_gpa
@@ -16,8 +16,10 @@ from node.guest_functions import guest_device_id
 from node.guest_ghcb import page_exit
 from node.guest_memory_map import Range
 from node.guest_messages import AboutDevice, Answered, GuestMessages, MessageRefused, MessagesBusy
+from node.guest_svsm import SvsmBelow, SvsmUntrusted
 from node.nae_event import NaeEvent, TioAction
 from node.operations import UpkeepWrite
+from node.svsm_call import DeviceCall, Protocol
 from node.swiotlb import Steps
 from node.validation_parameter import ValidationParameter
 from psp.guest_message import MessageType
@@ -40,6 +42,7 @@ EVIDENCE_BYTES = 8 * PAGE_BYTES
 """Room for certificates, measurements and report."""
 SHARED_BYTES = 2 * PAGE_BYTES + EVIDENCE_BYTES
 """What it needs of memory shared with the host: two pages for messages, and that room."""
+_ALL = SecureDeviceEntry(valid=True, read=True, write=True)
 _TABLES = RangeAttributes.MSIX_TABLE | RangeAttributes.MSIX_PBA | RangeAttributes.IS_NON_TEE_MEM
 
 
@@ -47,7 +50,7 @@ class TdiRefused(Exception):
     """The hypervisor or the firmware did not do as the guest asked; says what."""
 
 
-_REFUSALS = DeviceUntrusted, TdiRefused, MessageRefused, MessagesBusy, GhcbUntrusted
+_REFUSALS = DeviceUntrusted, TdiRefused, MessageRefused, MessagesBusy, GhcbUntrusted, SvsmUntrusted
 """How the way to a trusted device ends early."""
 
 
@@ -55,23 +58,26 @@ _REFUSALS = DeviceUntrusted, TdiRefused, MessageRefused, MessagesBusy, GhcbUntru
 class GuestTdi:
     """One vCPU's way to the guest's device of a number. ``shared_gpa`` is memory shared with the host.
 
-    Errors beside TdiRefused and DeviceUntrusted: those of ``GuestMessages``, and GhcbUntrusted.
+    ``below`` is the SVSM of a kernel above one: it hands the device's memory on.
+    Errors beside TdiRefused and DeviceUntrusted: those of ``GuestMessages``, GhcbUntrusted, and SvsmUntrusted.
     """
 
     messages: GuestMessages
     device: int
     shared_gpa: int
+    below: SvsmBelow | None = None
 
     @classmethod
-    def of(cls, messages: GuestMessages, device: int) -> GuestTdi:
+    def of(cls, messages: GuestMessages, device: int, below: SvsmBelow | None = None) -> GuestTdi:
         """With the room behind the pages of its messages."""
-        return cls(messages, device, max(messages.request_gpa, messages.response_gpa) + PAGE_BYTES)
+        return cls(messages, device, max(messages.request_gpa, messages.response_gpa) + PAGE_BYTES, below)
 
-    def attach(self, policy: DevicePolicy, nonce: bytes, vmpl: int = 0) -> Steps[InterfaceReport]:
+    def attach(self, policy: DevicePolicy, nonce: bytes) -> Steps[InterfaceReport]:
         """From a device that nobody trusts to one that works in private memory; ``nonce`` as for ``judged``.
 
-        It gets into private memory last, when its registers are proved, too. What is refused on the way, by whomever,
-        is let go again before the error is raised: by the guest's own word, for that of the hypervisor is worth none.
+        It has the rights of the VMPL that its kernel runs at, and gets into private memory last, when its registers are
+        proved, too. What is refused on the way, by whomever, is let go again before the error is raised: by the guest's
+        own word, for that of the hypervisor is worth none.
         """
         report = None
         try:
@@ -79,7 +85,7 @@ class GuestTdi:
             report = yield from self.judged(policy, nonce)
             yield from self._order(TioAction.RUN)
             yield from self.accept(report, validated=True)
-            yield from self._write_entry(SecureDeviceEntry(valid=True, read=True, write=True, vmpl=vmpl))
+            yield from self._write_entry(replace(_ALL, vmpl=self.messages.place.vmpl))
         except _REFUSALS:
             yield from self._give_up(report)
             raise
@@ -87,7 +93,7 @@ class GuestTdi:
 
     def detach(self, report: InterfaceReport) -> Steps[None]:
         """Let the device go: no request of it passes any more, and its memory is nobody's."""
-        yield from self._write_entry(NOBODYS)
+        yield from self._write_entry(replace(NOBODYS, vmpl=self.messages.place.vmpl))
         yield from self.accept(report, validated=False)
         yield from self._order(TioAction.UNBIND)
 
@@ -124,7 +130,7 @@ class GuestTdi:
         Who is kept from the answer to the entry has no key to ask with any more, and a device that it has judged.
         """
         with suppress(*_REFUSALS):
-            yield from self._write_entry(NOBODYS)
+            yield from self._write_entry(replace(NOBODYS, vmpl=self.messages.place.vmpl))
         if report is not None:
             with suppress(*_REFUSALS):  # In the same order: the first that was not taken is the last that is asked for.
                 yield from self.accept(report, validated=False)
@@ -157,6 +163,10 @@ class GuestTdi:
         status = MmioValidateResponse.parse(answered.payload).status
         if status != MmioValidateStatus.SUCCESS:
             raise TdiRefused(f"MMIO_VALIDATE of BAR {range_id}: status {status}")
+        if self.below is not None and validated:
+            granted = yield from self.below.call(Protocol.DEVICES, DeviceCall.GRANT, gpa, 1 << order)
+            if granted.result:
+                raise TdiRefused(f"SVSM: BAR {range_id}: result {granted.result:#x}")
 
     def _ask(self, kind: MessageType, payload: bytes, parameter: int = 0, room: Range | None = None) -> Steps[Answered]:
         about = AboutDevice(guest_device_id(self.device), parameter)

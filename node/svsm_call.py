@@ -30,6 +30,8 @@ class Protocol(IntEnum):
     VTPM = 2
     APIC = 3
     UEFI_MM = 4
+    DEVICES = 0x8000_0000
+    """The laboratory's own (``node.svsm_devices``)."""
 
 
 class CoreCall(IntEnum):
@@ -50,6 +52,12 @@ class VtpmCall(IntEnum):
 
     QUERY = 0
     CMD = 1
+
+
+class DeviceCall(IntEnum):
+    """RAX bits 31:0 of the laboratory's protocol of devices."""
+
+    GRANT = 0
 
 
 class SvsmResult(IntEnum):

@@ -38,7 +38,7 @@ from node.svsm_request import Request
 from node.vmsa import VMSA_BYTES, SevFeature, read_field
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
-VERSIONS: Mapping[int, tuple[int, int]] = {Protocol.CORE: (1, 1), Protocol.VTPM: (1, 1)}
+VERSIONS: Mapping[int, tuple[int, int]] = {Protocol.CORE: (1, 1), Protocol.VTPM: (1, 1), Protocol.DEVICES: (1, 1)}
 """Least and most version of each protocol that is spoken."""
 EFER_SVME = 1 << 12
 

@@ -24,12 +24,15 @@ from node.program import Block, Demand, Ending, Program, ProgramFactory, Program
 from node.svsm import Service, Svsm, SvsmCheck
 from node.svsm_call import Protocol as SvsmProtocol
 from node.svsm_core import core_service
+from node.svsm_devices import device_service
 from node.svsm_memory import GUEST_VMPL, SvsmGuest
 from node.svsm_vtpm import vtpm_service
 from node.vc_handler import VcHandler
 from tio.device_identity import CardKind
 
-SERVICES: Mapping[int, Service] = {SvsmProtocol.CORE: core_service, SvsmProtocol.VTPM: vtpm_service}
+SERVICES: Mapping[int, Service] = {
+    SvsmProtocol.CORE: core_service, SvsmProtocol.VTPM: vtpm_service, SvsmProtocol.DEVICES: device_service,
+}  # fmt: skip
 """What every SVSM serves."""
 
 Outcome = tuple[GuestOperation, ...] | Ending

@@ -35,6 +35,7 @@ from node.guest_nic import SHARED_BYTES as NIC_SHARED_BYTES
 from node.guest_nvme import BLOCK_BYTES, GuestNvme
 from node.guest_nvme import PRIVATE_BYTES as NVME_BYTES
 from node.guest_nvme import SHARED_BYTES as NVME_SHARED_BYTES
+from node.guest_svsm import SvsmBelow, SvsmUntrusted
 from node.guest_tdi import SHARED_BYTES as TDI_SHARED_BYTES
 from node.guest_tdi import GuestTdi, TdiRefused
 from node.mac_address import mac_of
@@ -209,12 +210,13 @@ class DeviceWork:
         """The driver of a network card."""
         return GuestNic(self.area(device), self.placement.vcpu, self.memory(device), self.window(device))
 
-    def _tdi(self, device: int) -> GuestTdi | None:
+    def _tdi(self, device: int, registers: Registers) -> GuestTdi | None:
         place = self.placement
         if place.messages is None:
             return None
-        gpa = place.shared_gpa
-        return GuestTdi.of(GuestMessages(place.messages, gpa, gpa + PAGE_BYTES), device)
+        gpa, secrets_gpa = place.shared_gpa, place.messages.secrets_gpa
+        below = SvsmBelow(registers, secrets_gpa) if place.messages.vmpl else None
+        return GuestTdi.of(GuestMessages(place.messages, gpa, gpa + PAGE_BYTES), device, below)
 
     def _report(self, device: int) -> int:
         return self.memory(device) + _DRIVER_BYTES
@@ -243,7 +245,7 @@ class DeviceWork:
         # Every kernel looks at what a device says that it can.
         offered = (yield from says_tee_io(device)) or self.parameters.trusted_only
         if self.placement.trusts_devices and registers.r9 != Told.LET_GO and offered:
-            registers.r11 |= (yield from self._trust(device, registers.r13, notice)) << device
+            registers.r11 |= (yield from self._trust(device, registers, notice)) << device
         now = replace(self, trusted=registers.r11)
         if now.uses(device):
             yield from _STARTS[self.placement.devices[device]](now, device, registers.r13)
@@ -255,15 +257,15 @@ class DeviceWork:
                 yield from tell(Told(registers.r9), registers.r11)
         return None
 
-    def _trust(self, device: int, number: int, notice: DeviceNotice) -> Steps[bool]:
+    def _trust(self, device: int, registers: Registers, notice: DeviceNotice) -> Steps[bool]:
         """Have a device proved and let it into private memory; False where it is to be used as it is, or not at all.
 
         A machine that was moved goes on without one that it cannot trust any more; another ends.
         """
-        tdi = self._tdi(device)
+        tdi = self._tdi(device, registers)
         if tdi is None:
             raise TdiRefused("nothing carries messages to the firmware")
-        nonce = self.content.octets(b"nonce", number, device, NONCE_BYTES)
+        nonce = self.content.octets(b"nonce", registers.r13, device, NONCE_BYTES)
         try:
             report = (yield from tdi.attach(policy_for(self.placement.devices[device]), nonce)).pack()
         except (DeviceUntrusted, TdiRefused):
@@ -308,7 +310,7 @@ class DeviceWork:
             return self._begin_anew(registers)
         if self.uses(device):
             yield from _STOPS[self.placement.devices[device]](self, device)
-        tdi = self._tdi(device)
+        tdi = self._tdi(device, registers)
         if self.trusts(device) and tdi is not None:
             report = yield from self._kept_report(device)
             if report is None:
@@ -437,5 +439,5 @@ _STEPS: Mapping[int, Callable[[DeviceWork, Registers], Block]] = {
 def _trusting(block: Block) -> Block:
     try:
         return (yield from block)
-    except (DeviceUntrusted, TdiRefused, MessageRefused, GhcbUntrusted):
+    except (DeviceUntrusted, TdiRefused, MessageRefused, GhcbUntrusted, SvsmUntrusted):
         return NOT_TRUSTED

@@ -68,6 +68,15 @@ def test_a_scenario_may_have_cards_without_tee_io() -> None:
     assert row["units_of_work"] == 0
 
 
+@pytest.mark.parametrize("generation", ["SEV_SNP", "SEV_TIO"])
+def test_a_machine_has_devices_above_an_svsm(generation: str) -> None:
+    told = scenario({"name": "vm", "generation": generation, "devices": ["nvme"], "svsm": True}, hosts=1)
+    tables = run(told, layout="inline").tables
+    (row,), (svsm,) = tables["vms"].to_pylist(), tables["svsms"].to_pylist()
+    assert (row["state"], row["units_of_work"] >= 3, svsm["calls"] > 0) == ("running", True, True)
+    assert (row["bytes_bounced"] > 0) is (generation == "SEV_SNP")
+
+
 def test_a_cards_disk_may_lie_on_a_file_beside_the_scenario_and_a_run_leaves_it_as_it_was(tmp_path: Path) -> None:
     told = scenario({"name": "vm", "generation": "SEV_TIO", "devices": ["nvme"]}, hosts=1)
     ordered = told.model_dump(mode="json", by_alias=True, exclude_none=True)

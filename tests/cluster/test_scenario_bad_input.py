@@ -148,12 +148,6 @@ BAD = {
         'vms[0].devices of "db"',
         "expected cards that one host has, got 2 gpu and 1 nic",
     ),
-    "devices above an SVSM": (
-        GOOD.replace('"64 GiB"', '"64 GiB"\ncards = [{kind = "gpu"}]').replace("key-value-store", "device-work")
-        + 'devices = ["gpu"]\nsvsm = true\n',
-        'vms[0].devices of "db"',
-        "expected none above an SVSM, got gpu",
-    ),
     "SME on hosts without": (
         GOOD.replace("SEV_SNP", "SME"),
         'vms[0].generation of "db"',
