@@ -23,6 +23,7 @@ from node.host import Host
 from node.migration_frames import PageDigests, Stream, session_of
 from node.migration_refusal import MigrationRefusal
 from node.sealed_transfer import SEALED
+from node.svsm_memory import IMAGE_BYTES
 from psp.policy import LegacyPolicy
 from psp.system_bus import PAGE_BYTES
 
@@ -209,6 +210,7 @@ class MigrationPort:
         spec = self._host.guests[vm].spec
         image = self._host.images[spec.firmware]
         memory_bytes = spec.memory_bytes + -(-len(image.data) // PAGE_BYTES) * PAGE_BYTES
+        memory_bytes += IMAGE_BYTES if spec.svsm and spec.migration_agent else 0
         held = self._host.departures.zero_pages(vm) if looks else (0, 0)
         self._say(vm, Report.READY, (number, memory_bytes, _bodies(pools), self._platform(spec), *held))
 

@@ -351,7 +351,7 @@ class Departures:
     def _refusal(self, guest: Guest | None) -> MigrationRefusal | None:
         if guest is None or guest.state in GONE:
             return MigrationRefusal.NO_SUCH_VM
-        if guest.spec.devices and not guest.spec.migration_agent:
+        if guest.spec.devices and not (guest.spec.migration_agent or guest.spec.migration_handler):
             return MigrationRefusal.DEVICE_ASSIGNED
         if guest.spec.migration_agent:
             if guest.spec.sev_features & SevFeature.SECURE_TSC:

@@ -19,6 +19,7 @@ from node import operations as op
 from node.agent_core import DONE
 from node.cpu_model import model_of
 from node.cpuid_page import cpuid_page
+from node.device_moves import bring_devices, park_devices, unpark_devices
 from node.frame_allocator import joined
 from node.hypervisor_port import Answers, Batch, ExportTask, LaunchRefused, ReceiveTask, Task
 from node.launched_vm import LaunchedVm
@@ -101,6 +102,7 @@ def export_by_handler(
     elsewhere = any(book.vmpl(vcpu) != GUEST_VMPL for vcpu in range(len(started))) if book else True
     if elsewhere or not all(started) or record.starts.halfway:
         raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
+    yield from park_devices(self, vm, record)
     ranges = tuple([(gpa, length) for gpa, length in _moved(record)])
     found = yield from _order(self, vm, record, "out", record.gctx, ranges)
     match found:
@@ -135,6 +137,7 @@ def stays(self: Hypervisor, record: LaunchedVm, vm: str) -> Task:
     """The guest goes on here. Raises LaunchRefused where its handler does not let it."""
     record.sealed = False
     yield from _order(self, vm, record, "stays")
+    yield from unpark_devices(self, vm, record)
 
 
 def _moved(record: LaunchedVm) -> Iterator[tuple[int, int]]:
@@ -207,3 +210,4 @@ def fill_by_handler(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, sta
         record.vmpls.areas[vcpu, GUEST_VMPL] = spa
         record.vmpls.running[vcpu] = GUEST_VMPL
         yield (op.VmcbWrite(spec.name, vcpu, record.asid, record.generation.name, spa),)
+    yield from bring_devices(self, spec, record)

@@ -38,7 +38,7 @@ class MigrationRefusal(StrEnum):
     HANDLER_REFUSES = "the migration handlers do not believe each other, or firmware does not do what one asks"
     SECURE_TSC = "firmware exports no guest whose clock begins with its host's"
     NETWORK_CARD = "the state of a paravirtual network card does not move yet"
-    DEVICE_ASSIGNED = "devices of the host are assigned to the VM, and no migration agent may move it"
+    DEVICE_ASSIGNED = "devices of the host are assigned to the VM, and neither agents nor a handler may move it"
     DEVICES_KEPT = "the guest does not let its trusted devices go"
 
     @classmethod

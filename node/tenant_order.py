@@ -23,7 +23,7 @@ def tenant_order(guest: Guest, image: FirmwareImage, svsm: SvsmGuest | None) -> 
     order = TenantSpec(
         spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
         spec.sev_features, svsm, image.cpuid_gpa, spec.kernel, image.secrets_gpa, spec.devices,
-        spec.migration_agent and bool(spec.devices),
+        (spec.migration_agent or spec.migration_handler) and bool(spec.devices),
     )  # fmt: skip
     if svsm is None:
         if len(_known) >= _MOST_KNOWN:

@@ -42,6 +42,11 @@ WAYS: Mapping[str, Way] = {
     "SEV_SNP by its handler": Way(
         {}, {"generation": "SEV_SNP", "svsm": True, "migration_handler": True, "firmware": "auto"}
     ),
+    "SEV_TIO by its handler": Way(
+        {"product": "Turin", "memory": "2 GiB", "cards": [{"kind": "nvme", "memory": "1 MiB"}]},
+        {"generation": "SEV_TIO", "svsm": True, "migration_handler": True, "firmware": "auto"} | _DISK,
+        {"psp.tio_exchange_ns": 1_000_000},
+    ),
     "SEV_TIO": Way(
         {"migration_agent": True, "product": "Turin", "memory": "2 GiB",
          "cards": [{"kind": "nvme", "memory": "1 MiB"}]},

@@ -17,7 +17,7 @@ from cluster.session import Session
 
 AT = {
     "store-1": "100 ms", "kept": "150 ms", "live": "200 ms", "store-2": "400 ms", "disk-1": "1200 ms",
-    "disk-2": "1800 ms", "guarded": "2600 ms",
+    "disk-2": "1800 ms", "guarded": "2600 ms", "live-disk": "900 ms",
 }  # fmt: skip
 
 
@@ -44,7 +44,8 @@ def test_agents_move_machines_in_every_layout_alike(tmp_path: Path) -> None:
     inline = run(scenario, layout="inline")
     moves = {row["vm"]: row for row in inline.migrations.to_pylist()}
     assert {vm: row["outcome"] for vm, row in moves.items()} == dict.fromkeys(AT, "completed") | {"kept": "refused"}
-    assert (moves["disk-1"]["devices"], moves["disk-2"]["devices"]) == ("trusted", "bounce buffers")
+    devices = {vm: moves[vm]["devices"] for vm in ("disk-1", "disk-2", "live-disk")}
+    assert devices == {"disk-1": "trusted", "disk-2": "bounce buffers", "live-disk": "trusted"}
     assert moves["live"]["downtime_ns"] < moves["store-1"]["downtime_ns"] / 2
     with Session("isolated", None) as session:
         isolated = session._layout

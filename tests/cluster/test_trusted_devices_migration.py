@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,20 @@ def fleet(*, cards: Any = CARDS, there: Any = CARDS, parameters: Any = (), **cha
     } | changes  # fmt: skip
 
 
-def test_it_lets_its_devices_go_and_has_others_proved_where_it_comes() -> None:
-    _, rows = play(fleet())
+def by_handler(**changes: Any) -> dict[str, Any]:
+    """The same with an SVSM whose handler moves the machine."""
+    body = fleet(**changes)
+    handler = {"svsm": True, "migration_handler": True, "migration_agent": False, "firmware": "auto"}
+    return body | {"vms": [vm | handler for vm in body["vms"]]}
+
+
+@pytest.mark.parametrize(("scene", "carrier"), [(fleet, "agents"), (by_handler, "handler")])
+def test_it_lets_its_devices_go_and_has_others_proved_where_it_comes(
+    scene: Callable[..., dict[str, Any]], carrier: str
+) -> None:
+    _, rows = play(scene(duration="1 s"))
     (row,) = rows["migrations"]
-    assert (row["outcome"], row["devices"]) == ("completed", "trusted")
+    assert (row["outcome"], row["devices"], row["carrier"]) == ("completed", "trusted", carrier)
     assert row["started_ns"] < row["devices_free_ns"] < row["ended_ns"] < row["devices_settled_ns"]
     (vm,) = rows["vms"]
     assert (vm["host"], vm["state"]) == ("there", "running")
@@ -59,21 +70,25 @@ def test_where_no_card_can_be_trusted_it_stays_on_bounce_buffers(events: int, mo
     assert (vm["host"], vm["state"]) == ("there", "running")
 
 
-def test_what_was_changed_on_the_wire_leaves_it_with_the_devices_that_it_had() -> None:
+@pytest.mark.parametrize("scene", [fleet, by_handler])
+def test_what_was_changed_on_the_wire_leaves_it_with_the_devices_that_it_had(
+    scene: Callable[..., dict[str, Any]],
+) -> None:
     hosts: dict[str, Host] = {}
 
     def spoilt(_: str, frames: tuple[bytes, ...]) -> tuple[bytes, ...]:
         return (*frames[:1], *[frame.replace(frame[-40:-32], bytes(8)) for frame in frames[1:2]], *frames[2:])
 
-    _, rows = play(fleet(duration="1400 ms"), wire=spoilt, at_start=hosts.update)
+    _, rows = play(scene(duration="1400 ms"), wire=spoilt, at_start=hosts.update)
     (row,) = rows["migrations"]
     assert (row["outcome"], row["devices_settled_ns"], row["devices"]) == ("spoiled", None, None)
     assert row["devices_free_ns"] is not None
     assert [trusts(hosts[one]) for one in ("here", "there")] == [[True, True], [False, False]]
 
 
-def test_a_machine_that_keeps_its_devices_stays() -> None:
-    _, rows = play(fleet(migration={"let_go_within": "1 ms"}, duration="400 ms"))
+@pytest.mark.parametrize("scene", [fleet, by_handler])
+def test_a_machine_that_keeps_its_devices_stays(scene: Callable[..., dict[str, Any]]) -> None:
+    _, rows = play(scene(migration={"let_go_within": "1 ms"}, duration="400 ms"))
     (row,) = rows["migrations"]
     assert (row["outcome"], row["reason"], row["devices_free_ns"]) == ("refused", "DEVICES_KEPT", None)
 
@@ -84,8 +99,9 @@ def trusts(host: Host, devices: int = 2) -> list[bool]:
     return [one is not None and one.bound and one.ran for one in given]
 
 
+@pytest.mark.parametrize("way", ["SEV_TIO", "SEV_TIO by its handler"])
 @pytest.mark.parametrize("seed", [3, 9])
-def test_whatever_crashes_and_goes_astray_devices_are_where_the_machine_is(seed: int) -> None:
-    found, moves = judged(schedule(seed, "SEV_TIO", Path(FIRMWARE[0])) | {"duration": "4 s"})
+def test_whatever_crashes_and_goes_astray_devices_are_where_the_machine_is(seed: int, way: str) -> None:
+    found, moves = judged(schedule(seed, way, Path(FIRMWARE[0])) | {"duration": "4 s"})
     assert found is None
     assert moves
