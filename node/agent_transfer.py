@@ -25,7 +25,7 @@ from node.expected_answers import expect_success
 from node.frame_allocator import joined
 from node.generation import Generation
 from node.guest_memory_map import SMALLEST_GUEST_BYTES
-from node.hypervisor_port import Answers, Batch, ExportTask, LaunchRefused, ReceiveTask, Task
+from node.hypervisor_port import Answers, Batch, ExportTask, LaunchRefused, NoAnswer, ReceiveTask, Task
 from node.launched_vm import LaunchedVm
 from node.machine_spec import MachineSpec
 from node.measured_launch import VMSA_GPA
@@ -91,7 +91,7 @@ def _order(self: Hypervisor, *order: object) -> _Call:
     assert agent.request_pages is not None
     (answer,) = yield (op.AgentCall(AGENT, packed(order), agent.gctx, agent.small[0], *agent.request_pages),)
     if not isinstance(answer, bytes):
-        raise LaunchRefused("the migration agent does not answer")
+        raise NoAnswer("the migration agent does not answer")
     found: tuple[str, object] = msgpack.unpackb(answer, use_list=False)
     if found[0] != DONE:
         raise LaunchRefused(f"migration agent: {found[1]}")
@@ -340,7 +340,8 @@ def take_back(self: Hypervisor, record: LaunchedVm, vm: str) -> Task:
     record.sealed = False
     state, record.out = record.out, None
     if state is None:
-        yield from _order(self, "forget", vm)
+        # It never left: what the agent says, or that it says nothing, changes nothing of that.
+        yield from let_go(self, vm)
         yield from unpark_devices(self, vm, record)
         return
     record.gctx = record.left
@@ -370,6 +371,6 @@ def lay_back(self: Hypervisor, record: LaunchedVm, state: VmState) -> Task:
 
 
 def let_go(self: Hypervisor, vm: str) -> Task:
-    """The guest lives elsewhere: the agent forgets it, unless it was switched off meanwhile."""
+    """The agent forgets a guest that it has no part in any more, unless it was switched off meanwhile."""
     with suppress(LaunchRefused):
         yield from _order(self, "forget", vm)

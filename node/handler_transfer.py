@@ -21,7 +21,7 @@ from node.cpu_model import model_of
 from node.cpuid_page import cpuid_page
 from node.device_moves import bring_devices, park_devices, unpark_devices
 from node.frame_allocator import joined
-from node.hypervisor_port import Answers, Batch, ExportTask, LaunchRefused, ReceiveTask, Task
+from node.hypervisor_port import Answers, Batch, ExportTask, LaunchRefused, NoAnswer, ReceiveTask, Task
 from node.launched_vm import LaunchedVm
 from node.machine_spec import MachineSpec
 from node.measured_launch import LaunchPage
@@ -57,7 +57,7 @@ def _order(self: Hypervisor, vm: str, record: LaunchedVm, *order: object) -> _Ca
     )
     (answer,) = yield (call,)
     if not isinstance(answer, bytes):
-        raise LaunchRefused("the migration handler does not answer")
+        raise NoAnswer("the migration handler does not answer")
     found: tuple[str, object] = msgpack.unpackb(answer, use_list=False)
     if found[0] != DONE:
         raise LaunchRefused(f"migration handler: {found[1]}")
@@ -105,6 +105,7 @@ def export_by_handler(
     yield from park_devices(self, vm, record)
     ranges = tuple([(gpa, length) for gpa, length in _moved(record)])
     found = yield from _order(self, vm, record, "out", record.gctx, ranges)
+    record.handed_over = True
     match found:
         case (tuple(packets), tuple(areas), bytes(identity)):
             pass
@@ -136,7 +137,12 @@ def export_by_handler(
 def stays(self: Hypervisor, record: LaunchedVm, vm: str) -> Task:
     """The guest goes on here. Raises LaunchRefused where its handler does not let it."""
     record.sealed = False
-    yield from _order(self, vm, record, "stays")
+    try:
+        yield from _order(self, vm, record, "stays")
+    except NoAnswer:
+        if record.handed_over:
+            raise
+    record.handed_over = False
     yield from unpark_devices(self, vm, record)
 
 

@@ -36,6 +36,10 @@ class LaunchRefused(Exception):
     """A launch that the host or its firmware refused; everything taken for it was given back."""
 
 
+class NoAnswer(LaunchRefused):
+    """Who was to take part in a move, an agent or a handler, does not answer: its code is not where it was."""
+
+
 class Entered(NamedTuple):
     """What a launch came to: where the VM's ASID, save areas and firmware context are, 0 for none."""
 

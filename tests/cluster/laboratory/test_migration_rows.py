@@ -23,7 +23,8 @@ from psp.legacy_guest import LegacyGuestState
 from psp.policy import SnpPolicy
 from psp.status import Status
 from workloads.attacks import fake_target, migration
-from workloads.attacks.move_operations import GoOnHere, LayThere, RunThere
+from workloads.attacks.move_operations import GoOnHere, LayThere, RunThere, TakeOut
+from workloads.attacks.stream import opened, page_of, with_page
 from workloads.attacks.swapped_page import SwappedPage
 from workloads.attacks.target import LET_IT_RUN
 
@@ -95,6 +96,33 @@ def test_a_move_that_nobody_attacks_loses_nothing(column):
     assert scene.host.guests["victim"].state is GuestState.PAUSED
     verdict = judge(ledger, transcript)
     assert verdict.outcome is Outcome.BLOCKED, verdict
+
+
+@pytest.mark.parametrize("column", [Column.PLAIN, Column.SEV, Column.SEV_ES, Column.SEV_SNP])
+def test_two_pages_that_change_places_are_neither_doubled_nor_changed(column):
+    """Row 56 is about their order alone: a page that was there twice, or was another, would be another attack."""
+    scene = Scene(Setting(column, "Milan", moves=True, open_without_key=True), Ledger(), Transcript())
+    streams = []
+
+    def watched(target):
+        attack, answers = migration.permute(target), None
+        while True:
+            try:
+                batch = attack.send(answers)
+            except StopIteration:
+                return
+            streams.extend(one.stream for one in batch if isinstance(one, LayThere))
+            answers = yield batch
+            streams.extend(said for one, said in zip(batch, answers, strict=False) if isinstance(one, TakeOut))
+
+    scene.play(watched)
+    victim = scene.target.victim
+    before, after = (opened(victim, one) for one in streams)
+    first, second = victim.value.gpa, victim.other.gpa
+    assert page_of(before, first) != page_of(before, second)
+    assert (page_of(after, first), page_of(after, second)) == (page_of(before, second), page_of(before, first))
+    back = with_page(with_page(after, first, page_of(after, second)), second, page_of(after, first))
+    assert back == before
 
 
 def test_a_source_runs_on_although_its_firmware_has_finished_sending():
