@@ -497,7 +497,8 @@ class Hypervisor:
             start = replace(start, policy=policy, ma_gctx=agent, flags=buffers.SNP_START_MA)
         if spec.migration_handler:
             record.handler = True
-            start = replace(start, policy=SNP_POLICY | SnpPolicy.MIGRATE_MA, flags=buffers.SNP_START_IMI)
+            flags = start.flags | buffers.SNP_START_IMI
+            start = replace(start, policy=SNP_POLICY | SnpPolicy.MIGRATE_MA, flags=flags)
         yield from self.must(SnpCommand.LAUNCH_START, command, start.pack())
         activate = buffers.SnpActivate(gctx=gctx, asid=record.asid)
         yield from self.must(SnpCommand.ACTIVATE, command, activate.pack())

@@ -49,6 +49,7 @@ from node.svsm_call import ENTRY_BYTES, entry_words
 from node.svsm_memory import BOOK_GPA, BOOK_RECORD, HANDLER_MARK, POOL_GPA, POOL_PAGES, SECRETS_GPA, SVSM
 from node.vm_state import Packet
 from psp.exported_context import EXPORTED_BYTES, EXPORTED_VERSION, ExportedContext
+from psp.guest_context import NO_MIGRATION_AGENT
 from psp.guest_message import MessageType
 from psp.migration_messages import (
     EXPORT_IMI_EN,
@@ -75,6 +76,8 @@ _HEADER = struct.Struct(f"<16sQ{PacketHeader.SIZE - 24}x")
 _LENGTH = struct.Struct("<H")
 _AREA, _PAGE = b"save area", b"page"
 _AT_ONCE = 64
+_NOBODYS = frozenset({NO_MIGRATION_AGENT})
+"""Whose agent a peer's may be: whoever has one has lent it all of its keys, and a report of it proves nothing."""
 _LARGEST = 1 << 64
 
 Range = tuple[int, int]
@@ -171,7 +174,8 @@ class MigrationHandler:
             measurement = (yield from self._export(gctx)).imd
             floor = tcb_floor(_parsed((yield from asked_report(SECRETS_GPA, bytes(64)))))
         expected = Expectations(
-            measurement=measurement, report_data=hello.bound_by(HANDLER_MARK), migration_allowed=True, min_tcb=floor
+            measurement=measurement, report_data=hello.bound_by(HANDLER_MARK), migration_allowed=True, min_tcb=floor,
+            migration_agents=_NOBODYS,
         )
         believe(hello, expected, self.now, self.roots)
         yield from _keep(Kept(kept.private, hello.public_key, is_source, report=hello.report))
