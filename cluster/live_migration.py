@@ -251,7 +251,7 @@ class LiveMigrations:
         if self.settings.timeout_ns_per_gib:
             most_ns = round(self.settings.timeout_ns_per_gib * one.precopy.memory_bytes / (1 << 30))
             self.plan(now_ns + most_ns, Due.DEADLINE, one)
-        if one.guest.migration_agent:
+        if one.guest.machine.by_agents:
             # A page that firmware has swapped out is gone for its guest: nothing is copied while it runs.
             one.precopy.break_off(0, now_ns)
             self.step(one, Event.ROUNDS_DONE, now_ns)
@@ -334,7 +334,7 @@ class LiveMigrations:
 
     def on_deadline(self, one: Migration, _: Phase, now_ns: int) -> None:
         """The copying has taken as long as it may."""
-        agents = one.guest is not None and one.guest.migration_agent  # Their guest stands still from the first byte.
+        agents = one.guest is not None and one.guest.machine.by_agents  # Their guest stands still from the first byte.
         if one.precopy is None or not (one.can_be_called_off if agents else one.phase is Phase.PRE):
             return
         one.ahead = self.settings.at_timeout is RoundCap.POST_COPY and not one.platforms

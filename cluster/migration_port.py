@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster import hand_over
-from cluster.agent_certificates import agent_certified
+from cluster.agent_certificates import agent_certified, with_own_chain
 from cluster.guest_body import GuestBody, guest_of
 from cluster.hand_over import Command, Heard, Holding, Mine, Report
 from node.departures import Stopped
@@ -210,13 +210,16 @@ class MigrationPort:
         spec = self._host.guests[vm].spec
         image = self._host.images[spec.firmware]
         memory_bytes = spec.memory_bytes + -(-len(image.data) // PAGE_BYTES) * PAGE_BYTES
-        memory_bytes += IMAGE_BYTES if spec.svsm and spec.migration_agent else 0
+        memory_bytes += IMAGE_BYTES if spec.svsm and spec.machine.by_agents else 0
         held = self._host.departures.zero_pages(vm) if looks else (0, 0)
         self._say(vm, Report.READY, (number, memory_bytes, _bodies(pools), self._platform(spec), *held))
 
     def _seal(self, number: int, vm: str, certificates: bytes) -> None:
         if not self._is_new(number, vm, _KEYS):
             return
+
+        if (machine := self._host.guests[vm].spec.machine).migration_agent and machine.migration_handler:
+            certificates = with_own_chain(certificates, self._host.board.psp, self._laboratory)
 
         def told(wrong: str | None, session: bytes) -> None:
             if self._moves.get(vm) != (Holding.LEAVING, number):

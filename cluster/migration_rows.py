@@ -54,7 +54,7 @@ def migration_row(one: Migration) -> Row:
 def _carrier(guest: GuestSpec) -> str:
     """Who has its memory in hand on the way."""
     if guest.migration_handler:
-        return "handler"
+        return "handler and agents" if guest.migration_agent else "handler"
     if guest.migration_agent:
         return "agents"
     return "firmware" if guest.generation in SEALED else "hosts"

@@ -225,8 +225,8 @@ def _moves(results: Results) -> Table:
     """Live migrations by generation and outcome."""
     kinds: defaultdict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in _rows(results, "migrations"):
-        by = row["carrier"] == "handler" and row["outcome"] == Outcome.COMPLETED
-        how = ", ".join(["by its handler"] * by + [f"devices: {row['devices']}"] * bool(row["devices"]))
+        by = (row["carrier"] or "").startswith("handler") and row["outcome"] == Outcome.COMPLETED
+        how = ", ".join([f"by its {row['carrier']}"] * by + [f"devices: {row['devices']}"] * bool(row["devices"]))
         kinds[row["generation"] or "", row["outcome"], row["reason"] or how].append(row)
     table = _table(
         "Live migrations", "generation", "outcome", "VMs", "rounds", "sent", "took", "downtime", "longest", "reason",

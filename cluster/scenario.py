@@ -211,7 +211,8 @@ class VmGroup(ScenarioPart):
     migration_agent: Annotated[bool, Strict()] = False
     """Its policy lets a migration agent move it, and its host's is its own; SEV_SNP and SEV_TIO machines only."""
     migration_handler: Annotated[bool, Strict()] = False
-    """Its SVSM has a migration handler, which moves it while it runs; SEV_SNP and SEV_TIO machines with an SVSM."""
+    """Its SVSM has a migration handler, which moves it while it runs; SEV_SNP and SEV_TIO machines with an SVSM. With
+    a migration agent, too, that hands its identity over."""
     sev_policy: tuple[Literal["NOKS", "NOSEND", "DOMAIN", "SEV"], ...] = ()
     """Bits of its policy beyond NODBG, where no owner sets it: no shared key, no sending, only to platforms of this
     owner, only to platforms that AMD's root certifies; SEV and SEV_ES machines only."""

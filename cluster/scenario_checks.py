@@ -245,11 +245,9 @@ def _check_vm(
     if vm.migration_agent and vm.generation not in BY_AGENT:
         found = f"one with {vm.generation.name}"
         raise _wrong(place("migration_agent"), "false: only SEV_SNP and SEV_TIO have one", found)
-    if vm.migration_handler and (vm.generation not in BY_AGENT or not vm.svsm or vm.migration_agent):
-        found = "one with a migration agent" if vm.migration_agent else "one without an SVSM"
-        found = found if vm.generation in BY_AGENT else f"one with {vm.generation.name}"
-        expected = "false: only SEV_SNP and SEV_TIO with an SVSM and no agent have one"
-        raise _wrong(place("migration_handler"), expected, found)
+    if vm.migration_handler and (vm.generation not in BY_AGENT or not vm.svsm):
+        found = "one without an SVSM" if vm.generation in BY_AGENT else f"one with {vm.generation.name}"
+        raise _wrong(place("migration_handler"), "false: only SEV_SNP and SEV_TIO with an SVSM have one", found)
     if vm.kernel.lazy_validation and (vm.svsm or not CAPABILITIES[vm.generation].rmp):
         raise _wrong(place("kernel.lazy_validation"), "false: only SEV_SNP and SEV_TIO without an SVSM have it", "true")
     if vm.svsm and not vm.kernel.tracks_validation:

@@ -418,7 +418,7 @@ _MIGRATIONS = TableSchema(
         ("frame_bytes", _I, "byte", "frames of registers, pages and blocks that really travelled"),
         ("pages_checked", _I, "1", "pages read back at the target and found as the source had them"),
         ("downtime_ns", _I, "ns", "how long the virtual machine stood still", "optional"),
-        ("carrier", _T, "", "whose hands its memory goes through: hosts, firmware, agents or handler", "optional"),
+        ("carrier", _T, "", "who carries it: hosts, firmware, agents, handler, or handler and agents", "optional"),
         ("devices_free_ns", _I, "ns", "when its guest had let its trusted devices go", "optional"),
         ("devices_settled_ns", _I, "ns", "when it had made what it could of those at the target", "optional"),
         ("devices", _T, "", "how it uses those: trusted, n of m trusted, or bounce buffers", "optional"),

@@ -16,6 +16,7 @@ from node.message_place import COUNT_BYTES, SECRETS_COUNTS, SECRETS_VMPCKS, VMPC
 from node.operations import GuestOperation, Read, ReadRandom, Write
 from node.packing import packed
 from psp.byte_layout import ByteLayout
+from psp.guest_context import DIGEST_BYTES, REPORT_ID_BYTES
 from psp.guest_message import BadMessage, MessageHeader, MessageKey, MessageType
 from psp.report_messages import ReportRequest, ReportResponse
 from psp.status import Status
@@ -76,6 +77,44 @@ class Hello:
     def bound_by(self, mark: bytes) -> bytes:
         """The same of code with another mark."""
         return hashlib.sha512(mark + self.public_key).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Voucher:
+    """What an agent says to a guest of its own that moves itself: its initial migration image, and the peer's agent.
+
+    A report of the agent's has the digest of both in it, of the guest's own report id, lest it is said of another of
+    its guests, and of the key that the guest's handler greets with.
+    """
+
+    imd: bytes
+    peer_id: bytes
+    """Report id of the agent on the other host, which this one believes."""
+    report: bytes = field(default=b"", repr=False)
+    certificates: tuple[bytes, ...] = field(default=(), repr=False)
+    """As those of a greeting."""
+
+    def pack(self) -> bytes:
+        """As bytes."""
+        return packed((self.imd, self.peer_id, self.report, self.certificates))
+
+    @classmethod
+    def parse(cls, data: bytes) -> Voucher:
+        """Back from bytes. Raises AgentRefusal."""
+        try:
+            match msgpack.unpackb(data, use_list=False):
+                case (bytes(imd), bytes(peer_id), bytes(report), tuple(certificates)) if (
+                    (len(imd), len(peer_id)) == (DIGEST_BYTES, REPORT_ID_BYTES)
+                    and all(type(one) is bytes for one in certificates)
+                ):
+                    return cls(imd, peer_id, report, certificates)
+        except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
+            pass
+        raise AgentRefusal("the agent's word is malformed")
+
+    def bound_to(self, report_id: bytes, key: bytes) -> bytes:
+        """REPORT_DATA of that report, for the guest with this report id, whose handler has this key."""
+        return hashlib.sha512(MARK + b" vouches" + self.imd + self.peer_id + report_id + key).digest()
 
 
 def tcb_floor(own: Report) -> Mapping[str, int]:

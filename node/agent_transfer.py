@@ -84,7 +84,7 @@ def agent_context(self: Hypervisor) -> int:
     return self._vms[AGENT].gctx
 
 
-def _order(self: Hypervisor, *order: object) -> _Call:
+def order_agent(self: Hypervisor, *order: object) -> _Call:
     """Have the agent do something; its result. Raises LaunchRefused."""
     agent_context(self)
     agent = self._vms[AGENT]
@@ -101,7 +101,7 @@ def _order(self: Hypervisor, *order: object) -> _Call:
 def greet(self: Hypervisor) -> ReceiveTask:
     """What this host's agent shows others. Raises LaunchRefused."""
     try:
-        hello = yield from _order(self, "hello")
+        hello = yield from order_agent(self, "hello")
     except LaunchRefused:
         raise LaunchRefused(MigrationRefusal.AGENT_REFUSES) from None
     assert isinstance(hello, bytes)
@@ -114,7 +114,7 @@ def meet(self: Hypervisor, record: LaunchedVm, vm: str, peer: bytes) -> ReceiveT
         raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
     try:
         hello = yield from greet(self)
-        yield from _order(self, "meet", vm, peer, False)
+        yield from order_agent(self, "meet", vm, peer, False)
     except LaunchRefused:
         raise LaunchRefused(MigrationRefusal.AGENT_REFUSES) from None
     record.sealed = True
@@ -123,7 +123,7 @@ def meet(self: Hypervisor, record: LaunchedVm, vm: str, peer: bytes) -> ReceiveT
 
 def meet_sender(self: Hypervisor, vm: str, peer: bytes) -> Task:
     """Target: the other way; the source's firmware may be older."""
-    yield from _order(self, "meet", vm, peer, True)
+    yield from order_agent(self, "meet", vm, peer, True)
 
 
 # Out.
@@ -188,7 +188,7 @@ def export_by_agent(
         record.shared.ranges(), record.told_by_vcpus(), b"", metadata, tuple(rows),
     )  # fmt: skip
     try:
-        context = yield from _order(self, "export", vm, record.gctx)
+        context = yield from order_agent(self, "export", vm, record.gctx)
     except LaunchRefused:
         # The guest is the firmware's still, and all of it is out.
         yield from _come_in(self, record, state, [spa for _, spa in private], areas)
@@ -302,7 +302,7 @@ def _enter(self: Hypervisor, record: LaunchedVm, order: str, vm: str, *more: obj
     """A context that the agent brings, and its ASID."""
     command = record.small[0]
     yield from self.must(SnpCommand.GCTX_CREATE, command, buffers.GuestContextPage(address=record.gctx).pack())
-    yield from _order(self, order, vm, record.gctx, *more)
+    yield from order_agent(self, order, vm, record.gctx, *more)
     activate = buffers.SnpActivate(gctx=record.gctx, asid=record.asid)
     yield from self.must(SnpCommand.ACTIVATE, command, activate.pack())
 
@@ -373,4 +373,4 @@ def lay_back(self: Hypervisor, record: LaunchedVm, state: VmState) -> Task:
 def let_go(self: Hypervisor, vm: str) -> Task:
     """The agent forgets a guest that it has no part in any more, unless it was switched off meanwhile."""
     with suppress(LaunchRefused):
-        yield from _order(self, "forget", vm)
+        yield from order_agent(self, "forget", vm)

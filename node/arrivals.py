@@ -142,7 +142,7 @@ class Arrivals:
     def copy(self, name: str, pages: int, done: Callable[[], None]) -> None:
         """Have firmware receive pages, of those that a round copies."""
         guest = self._host.guests[name]
-        by_agent = guest.spec.migration_agent
+        by_agent = guest.spec.machine.by_agents
         command = SnpCommand.PAGE_SWAP_IN if by_agent else LegacyCommand.RECEIVE_UPDATE_DATA
         self._host.tasks.copy(guest, command, with_metadata(pages) if by_agent else pages, done)
 
@@ -159,7 +159,7 @@ class Arrivals:
         expected = Expected(
             name, self._memory_of(spec), blocks_of(host.board.disk_files.get(name)), session, spec.vcpus,
             spec.generation in SEALED or by_another, CAPABILITIES[spec.generation].encrypted_registers, by_another,
-            spec.migration_agent and spec.svsm,
+            spec.machine.by_agents and spec.svsm,
         )  # fmt: skip
         try:
             state = state_of(frames, expected)
@@ -267,7 +267,7 @@ class Arrivals:
     def _memory_of(self, spec: GuestSpec) -> Callable[[int, int], bool]:
         image = self._host.images[spec.firmware]
         first, length = image.gpa, len(image.data)
-        if spec.svsm and spec.migration_agent:
+        if spec.svsm and spec.machine.by_agents:
             # Agents move the SVSM's image, which lies below; where a handler moves the guest it is there already.
             svsm = laboratory_svsm(image.gpa)
             first, length = svsm.gpa, image.gpa - svsm.gpa + length

@@ -165,7 +165,7 @@ class Departures:
     def copy(self, name: str, pages: int, done: Callable[[], None]) -> None:
         """Have firmware send pages, of those that a round copies."""
         guest = self.under_way[name].guest
-        by_agent = guest.spec.migration_agent
+        by_agent = guest.spec.machine.by_agents
         command = SnpCommand.PAGE_SWAP_OUT if by_agent else LegacyCommand.SEND_UPDATE_DATA
         self._host.tasks.copy(guest, command, with_metadata(pages) if by_agent else pages, done)
 

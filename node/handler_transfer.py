@@ -11,12 +11,15 @@ What a round copies while the guest runs is accounted, as everywhere; the last c
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgpack
 
 from node import operations as op
 from node.agent_core import DONE
+from node.agent_messages import AgentRefusal, Hello, Voucher
+from node.agent_transfer import greet, let_go, meet, meet_sender, order_agent
 from node.cpu_model import model_of
 from node.cpuid_page import cpuid_page
 from node.device_moves import bring_devices, park_devices, unpark_devices
@@ -72,23 +75,66 @@ def handler_greets(self: Hypervisor, vm: str, record: LaunchedVm) -> ReceiveTask
 
 
 def meet_target(self: Hypervisor, record: LaunchedVm, vm: str, peer: bytes) -> ReceiveTask:
-    """Source: have the handler believe the target's; its own greeting. Raises LaunchRefused; the guest is as before."""
+    """Source: have the handler believe the target's; its own greeting. Raises LaunchRefused; the guest is as before.
+
+    Of a guest with an agent, agents meet first, and the handler's has the word of its own; ``peer`` is both greetings
+    then, and this chip's certificates.
+    """
     book = record.vmpls
     waits = any((vcpu, GUEST_VMPL) not in book.areas for vcpu in range(len(record.save_areas))) if book else True
     if waits or record.starts.halfway:
         raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
+    agents = b""
+    certificates: tuple[bytes, ...] = ()
+    if record.agent:
+        peer, theirs, certificates = _three(peer)
+        agents = yield from meet(self, record, vm, theirs)
+        record.sealed = False
     try:
         hello = yield from handler_greets(self, vm, record)
-        yield from _order(self, vm, record, "meet", record.gctx, peer, True)
-    except LaunchRefused:
+        voucher = b""
+        if record.agent:
+            said = yield from order_agent(self, "vouch", vm, record.gctx, Hello.parse(hello).public_key)
+            assert isinstance(said, bytes)
+            voucher = replace(Voucher.parse(said), certificates=certificates).pack()
+        yield from _order(self, vm, record, "meet", record.gctx, peer, True, voucher)
+    except (LaunchRefused, AgentRefusal):
+        if record.agent:
+            yield from let_go(self, vm)
         raise LaunchRefused(MigrationRefusal.HANDLER_REFUSES) from None
     record.sealed = True
-    return hello
+    return packed((hello, agents)) if record.agent else hello
 
 
 def meet_source(self: Hypervisor, record: LaunchedVm, vm: str, peer: bytes) -> Task:
     """Target: the other way."""
-    yield from _order(self, vm, record, "meet", record.gctx, peer, False)
+    if record.agent:
+        peer, theirs = _two(peer)
+        yield from meet_sender(self, vm, theirs)
+    yield from _order(self, vm, record, "meet", record.gctx, peer, False, b"")
+
+
+def _two(said: bytes) -> tuple[bytes, bytes]:
+    """A handler's word, and an agent's, from the wire. Raises LaunchRefused."""
+    match _unpacked(said):
+        case (bytes(handler), bytes(agent)):
+            return handler, agent
+    raise LaunchRefused(MigrationRefusal.HANDLER_REFUSES)
+
+
+def _three(said: bytes) -> tuple[bytes, bytes, tuple[bytes, ...]]:
+    """The same, and certificates."""
+    match _unpacked(said):
+        case (bytes(handler), bytes(agent), tuple(certificates)) if all(type(one) is bytes for one in certificates):
+            return handler, agent, certificates
+    raise LaunchRefused(MigrationRefusal.HANDLER_REFUSES)
+
+
+def _unpacked(said: bytes) -> object:
+    try:
+        return msgpack.unpackb(said, use_list=False)
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
+        return None
 
 
 # Out.
@@ -111,6 +157,8 @@ def export_by_handler(
             pass
         case _:
             raise LaunchRefused(MigrationRefusal.HANDLER_REFUSES)
+    if record.agent:
+        identity = packed((identity, (yield from order_agent(self, "export live", vm, record.gctx))))
     _, *answers, disk = yield (
         op.HostWork("migration.stop_ns"),
         *[op.HostWork("migration.pause_vcpu_ns")] * len(started),
@@ -143,6 +191,8 @@ def stays(self: Hypervisor, record: LaunchedVm, vm: str) -> Task:
         if record.handed_over:
             raise
     record.handed_over = False
+    if record.agent:
+        yield from let_go(self, vm)
     yield from unpark_devices(self, vm, record)
 
 
@@ -184,9 +234,10 @@ def launch_image(self: Hypervisor, spec: MachineSpec, record: LaunchedVm) -> Rec
         record.smashed |= set(range(spa // LARGE_PAGE_BYTES * LARGE_PAGE_BYTES, spa + size, LARGE_PAGE_BYTES))
     yield from self._checked(batch)
     try:
-        return (yield from handler_greets(self, spec.name, record))
+        hello = yield from handler_greets(self, spec.name, record)
     except LaunchRefused:
         raise LaunchRefused(MigrationRefusal.HANDLER_REFUSES) from None
+    return packed((hello, (yield from greet(self)))) if record.agent else hello
 
 
 def share_pages(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, state: VmState) -> Task:
@@ -206,7 +257,11 @@ def fill_by_handler(self: Hypervisor, spec: MachineSpec, record: LaunchedVm, sta
         for gpa, spa, behind in record.behind(gpa, length)
         for start, size, large in record.pieces(spa, behind)
     )
-    areas = yield from _order(self, spec.name, record, "in", state.packets, state.sealed_areas, state.context, pieces)
+    identity = state.context
+    if record.agent:
+        identity, context = _two(state.context)
+        yield from order_agent(self, "absorb", spec.name, record.gctx, context)
+    areas = yield from _order(self, spec.name, record, "in", state.packets, state.sealed_areas, identity, pieces)
     if not isinstance(areas, tuple) or len(areas) != spec.vcpus or record.vmpls is None:
         raise LaunchRefused(MigrationRefusal.HANDLER_REFUSES)
     for vcpu, gpa in enumerate(areas):

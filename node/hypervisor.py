@@ -496,7 +496,7 @@ class Hypervisor:
             agent, policy = agent_context(self), SNP_POLICY | SnpPolicy.MIGRATE_MA
             start = replace(start, policy=policy, ma_gctx=agent, flags=buffers.SNP_START_MA)
         if spec.migration_handler:
-            record.handler = True
+            record.handler, record.agent = True, spec.migration_agent
             flags = start.flags | buffers.SNP_START_IMI
             start = replace(start, policy=SNP_POLICY | SnpPolicy.MIGRATE_MA, flags=flags)
         yield from self.must(SnpCommand.LAUNCH_START, command, start.pack())

@@ -94,6 +94,8 @@ class LaunchedVm:
     """They are stopped, for it may be moved away."""
     handler: bool = False
     """Its SVSM has a migration handler."""
+    agent: bool = False
+    """It was launched with its host's migration agent, too, which hands its identity over."""
     handed_over: bool = False
     """Which has sealed all of it for another, so that no VMRUN enters it before the handler lets it go on."""
     svsm: FirmwareImage | None = None

@@ -41,6 +41,11 @@ class MachineSpec:
     """A small monitor starts it in place of QEMU."""
 
     @property
+    def by_agents(self) -> bool:
+        """Its hosts' agents move all of it, stopped; where a handler does they hand over its identity alone."""
+        return self.migration_agent and not self.migration_handler
+
+    @property
     def memory(self) -> GuestMemoryMap:
         """The guest's memory layout; raises ValueError for impossible sizes."""
         return memory_map(self.memory_bytes, self.vcpus)

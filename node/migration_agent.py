@@ -4,6 +4,9 @@ Two agents, one on each host, show each other an attestation report with a key o
 a chip that AMD certified, with this agent's own measurement, under firmware that is not below its own, is given
 nothing. What they exchange then is sealed for that peer and that guest: the hypervisors carry it, and read nothing.
 
+A guest that moves itself while it runs (``node.migration_handler``) an agent tells whose image it may believe, and
+hands its identity alone over: EXPORT of a guest that runs on, and ABSORB into the image that came up with the peer.
+
 From the first order on an agent's hypervisor says what it wants in msgpack; whatever it says may be a lie. For each
 message to the firmware the agent seals a request with its VMPCK0, whose number it keeps in its secrets page, and asks
 its hypervisor to carry it. An agent never moves. Sources: SNP firmware ABI, 7.5 to 7.9; what agents say to each other
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgpack
 from cryptography.exceptions import InvalidTag
@@ -31,6 +34,7 @@ from node.agent_messages import (
     Asking,
     Carry,
     Hello,
+    Voucher,
     ask_firmware,
     asked_report,
     believe,
@@ -39,9 +43,9 @@ from node.agent_messages import (
 )
 from node.operations import GuestOperation
 from psp.byte_layout import ByteLayout
-from psp.exported_context import EXPORTED_BYTES, EXPORTED_VERSION
+from psp.exported_context import EXPORTED_BYTES, EXPORTED_VERSION, ExportedContext
 from psp.guest_message import MessageType
-from psp.migration_messages import ExportRequest, ExportResponse, ImportRequest, StatusResponse
+from psp.migration_messages import EXPORT_IMI_EN, ExportRequest, ExportResponse, ImportRequest, StatusResponse
 from psp.status import Status
 from psp.verifier import Expectations, Report
 from psp.verifier.reasons import Trail
@@ -50,6 +54,7 @@ from psp.verifier.report import parse_report
 __all__ = ["MARK", "AgentRefusal", "Carry", "Hello", "MigrationAgent"]
 
 _LARGEST = 1 << 64
+_WAYS: Mapping[str, MessageType] = {"import": MessageType.IMPORT_REQ, "absorb": MessageType.ABSORB_REQ}
 
 Step = Generator[tuple[GuestOperation, ...] | Carry, object, object]
 
@@ -75,6 +80,8 @@ class MigrationAgent:
     """The verified peer of each guest's move."""
     _kept: dict[str, bytes] = field(default_factory=dict, repr=False)
     """Contexts that were exported and may have to come back: the move may fail."""
+    _peer_ids: dict[str, bytes] = field(default_factory=dict, repr=False)
+    """Its report id."""
     _imported: set[bytes] = field(default_factory=set, repr=False)
 
     def serve(self, order: bytes) -> Step:
@@ -84,15 +91,18 @@ class MigrationAgent:
                 return (yield from self._hello())
             case ("meet", str(vm), bytes(peer), bool(low)):
                 return (yield from self._meet(vm, peer, low=low))
-            case ("export", str(vm), int(gctx)) if 0 <= gctx < _LARGEST:
-                return (yield from self._export(vm, gctx))
-            case ("import", str(vm), int(gctx), bytes(sealed)) if 0 <= gctx < _LARGEST:
-                return (yield from self._import(vm, gctx, sealed))
+            case ("export" | "export live" as how, str(vm), int(gctx)) if 0 <= gctx < _LARGEST:
+                return (yield from self._export(vm, gctx, live=how == "export live"))
+            case ("import" | "absorb" as how, str(vm), int(gctx), bytes(sealed)) if 0 <= gctx < _LARGEST:
+                return (yield from self._import(vm, gctx, sealed, _WAYS[how]))
+            case ("vouch", str(vm), int(gctx), bytes(key)) if 0 <= gctx < _LARGEST and len(key) == KEY_BYTES:
+                return (yield from self._vouch(vm, gctx, key))
             case ("take back", str(vm), int(gctx)) if 0 <= gctx < _LARGEST:
                 return (yield from self._take_back(vm, gctx))
             case ("forget", str(vm)):
                 self._kept.pop(vm, None)
                 self._peers.pop(vm, None)
+                self._peer_ids.pop(vm, None)
                 return None
         raise AgentRefusal("no such order")
 
@@ -119,25 +129,38 @@ class MigrationAgent:
             floor = None if low else tcb_floor(own)
             expected = Expectations(measurement=own.measurement, report_data=hello.bound, min_tcb=floor)
             believe(hello, expected, self.now, self.roots)
+            self._peer_ids[vm] = parse_report(hello.report, Trail()).report_id
         self._peers[vm] = hello.public_key
         return None
 
-    def _export(self, vm: str, gctx: int) -> Step:
-        """EXPORT: the guest is gone from this firmware then. Sealed for the peer."""
-        if vm not in self._peers:
+    def _vouch(self, vm: str, gctx: int, key: bytes) -> Step:
+        """For a guest of its own whose handler has this key: which image is its own, and with which agent it may be."""
+        if vm not in self._peer_ids:
             raise AgentRefusal("no peer was met for this guest")
-        answer = yield from self._ask(MessageType.EXPORT_REQ, ExportRequest(gctx))
+        context = ExportedContext.parse((yield from self._exported(gctx, EXPORT_IMI_EN)))
+        said = Voucher(context.imd, self._peer_ids[vm])
+        report = yield from self._report(said.bound_to(context.report_id, key))
+        return replace(said, report=report).pack()
+
+    def _exported(self, gctx: int, flags: int = 0) -> Asking:
+        answer = yield from self._ask(MessageType.EXPORT_REQ, ExportRequest(gctx, flags))
         head = ExportResponse.parse(answer)
         if head.status != Status.SUCCESS or head.exported_bytes != EXPORTED_BYTES:
             raise AgentRefusal(f"EXPORT: {Status(head.status).name}")
-        blob = answer[ExportResponse.SIZE :]
-        if not self.keeps_ledger:
+        return answer[ExportResponse.SIZE :]
+
+    def _export(self, vm: str, gctx: int, *, live: bool) -> Step:
+        """EXPORT: the guest is gone from this firmware then, unless it is to run on. Sealed for the peer."""
+        if vm not in self._peers:
+            raise AgentRefusal("no peer was met for this guest")
+        blob = yield from self._exported(gctx, EXPORT_IMI_EN if live else 0)
+        if not (self.keeps_ledger or live):
             self._kept[vm] = blob
         name = hashlib.sha256(blob).digest()
         return name + AESGCM(self._channel(vm, name)).encrypt(bytes(12), blob, vm.encode())
 
-    def _import(self, vm: str, gctx: int, sealed: bytes) -> Step:
-        """IMPORT of what a peer sealed for this agent."""
+    def _import(self, vm: str, gctx: int, sealed: bytes, how: MessageType) -> Step:
+        """IMPORT, or ABSORB, of what a peer sealed for this agent."""
         if vm not in self._peers:
             raise AgentRefusal("no peer was met for this guest")
         name = sealed[:KEY_BYTES]
@@ -147,7 +170,7 @@ class MigrationAgent:
             raise AgentRefusal("what came is not sealed by the peer for this guest") from None
         if self.keeps_ledger and name in self._imported:
             raise AgentRefusal("this context was taken in already")
-        yield from self._taken_in(gctx, blob)
+        yield from self._taken_in(gctx, blob, how)
         self._imported.add(name)
         return None
 
@@ -155,16 +178,18 @@ class MigrationAgent:
         """IMPORT of what this agent exported, for a move that failed."""
         if vm not in self._kept:
             raise AgentRefusal("nothing of this guest is kept")
-        yield from self._taken_in(gctx, self._kept[vm])
+        yield from self._taken_in(gctx, self._kept[vm], MessageType.IMPORT_REQ)
         del self._kept[vm]
         return None
 
-    def _taken_in(self, gctx: int, blob: bytes) -> Generator[tuple[GuestOperation, ...] | Carry, object, None]:
+    def _taken_in(
+        self, gctx: int, blob: bytes, how: MessageType
+    ) -> Generator[tuple[GuestOperation, ...] | Carry, object, None]:
         asked = ImportRequest(gctx, EXPORTED_BYTES, EXPORTED_VERSION, blob)
-        answer = yield from self._ask(MessageType.IMPORT_REQ, asked)
+        answer = yield from self._ask(how, asked)
         status = StatusResponse.parse(answer).status
         if status != Status.SUCCESS:
-            raise AgentRefusal(f"IMPORT: {Status(status).name}")
+            raise AgentRefusal(f"{how.name.removesuffix('_REQ')}: {Status(status).name}")
 
     def _public(self) -> bytes:
         assert self._private is not None

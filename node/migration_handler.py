@@ -6,7 +6,12 @@ measured as its own image was (its firmware tells it that of itself, in an expor
 believes who has a report of a certified chip, and becomes only the guest that this report is of. Pages, save areas and
 identity are sealed for that peer, each under a number of its own: the hypervisors carry ciphertext, and what they leave
 out, repeat, exchange or change ends the move. Firmware hands the identity over: EXPORT at the source, ABSORB at the
-target, which both handlers ask for with their VMPCK0. No migration agent takes part.
+target, which both handlers ask for with their VMPCK0.
+
+A guest that was launched with a migration agent firmware lets do neither: its agent does both, with its own peer. That
+agent can have all of the guest's keys at any time, so its handler takes its word for which image is its own and which
+agent that may be launched with, once a report of the one agent that its own report names vouches for it. Relying
+parties may believe such a guest, for whatever became it by itself has no agent that they know.
 
 What is sealed is kept until it is used once. From then on the source's save areas are none any more, so that its
 hypervisor cannot run the guest; ``resumes_on_word`` says who can undo that.
@@ -37,6 +42,7 @@ from node.agent_messages import (
     AgentRefusal,
     Carry,
     Hello,
+    Voucher,
     ask_firmware,
     asked_report,
     believe,
@@ -75,6 +81,7 @@ _HEADER = struct.Struct(f"<16sQ{PacketHeader.SIZE - 24}x")
 """Tag and number of a sealed page."""
 _LENGTH = struct.Struct("<H")
 _AREA, _PAGE = b"save area", b"page"
+_ANOTHER = "the peer is not the guest that it hands over"
 _AT_ONCE = 64
 _NOBODYS = frozenset({NO_MIGRATION_AGENT})
 """Whose agent a peer's may be: whoever has one has lent it all of its keys, and a report of it proves nothing."""
@@ -112,10 +119,14 @@ class Kept:
     """Save areas that are none any more."""
     report: bytes = b""
     """The peer's."""
+    by_agent: bool = False
+    """Whether its agent hands its identity over."""
 
     def pack(self) -> bytes:
         """As bytes."""
-        body = packed((self.private, self.peer, self.is_source, self.handed_over, self.areas, self.report))
+        body = packed(
+            (self.private, self.peer, self.is_source, self.handed_over, self.areas, self.report, self.by_agent)
+        )
         return _LENGTH.pack(len(body)) + body
 
 
@@ -143,8 +154,8 @@ class MigrationHandler:
         match asked:
             case ("hello",):
                 return (yield from self._hello())
-            case ("meet", int(gctx), bytes(peer), bool(is_source)) if 0 <= gctx < _LARGEST:
-                return (yield from self._meet(gctx, peer, is_source=is_source))
+            case ("meet", int(gctx), bytes(peer), bool(is_source), bytes(voucher)) if 0 <= gctx < _LARGEST:
+                return (yield from self._meet(gctx, peer, voucher, is_source=is_source))
             case ("out", int(gctx), tuple(ranges)) if 0 <= gctx < _LARGEST and _are_ranges(ranges, 2):
                 return (yield from self._out(gctx, ranges))
             case ("in", tuple(packets), tuple(areas), bytes(identity), tuple(pieces)) if _are_ranges(pieces, 3):
@@ -165,21 +176,38 @@ class MigrationHandler:
         yield from _keep(Kept(private.private_bytes_raw()))
         return Hello(hello.public_key, report).pack()
 
-    def _meet(self, gctx: int, peer: bytes, *, is_source: bool) -> Step:
+    def _meet(self, gctx: int, peer: bytes, voucher: bytes, *, is_source: bool) -> Step:
         kept = yield from self._kept()
         if not kept.private or kept.peer:
             raise AgentRefusal("no greeting is open")
         hello, measurement, floor = Hello.parse(peer), None, None
+        own = _parsed((yield from asked_report(SECRETS_GPA, bytes(64))))
+        by_agent = own.report_id_ma != NO_MIGRATION_AGENT
+        # What it becomes its own agent has from one that that believes.
+        agents = None if by_agent else _NOBODYS
         if is_source:
-            measurement = (yield from self._export(gctx)).imd
-            floor = tcb_floor(_parsed((yield from asked_report(SECRETS_GPA, bytes(64)))))
+            floor = tcb_floor(own)
+            if by_agent:
+                said = self._vouched(voucher, own, X25519PrivateKey.from_private_bytes(kept.private))
+                measurement, agents = said.imd, frozenset({said.peer_id})
+            else:
+                measurement = (yield from self._export(gctx)).imd
         expected = Expectations(
             measurement=measurement, report_data=hello.bound_by(HANDLER_MARK), migration_allowed=True, min_tcb=floor,
-            migration_agents=_NOBODYS,
+            migration_agents=agents,
         )
         believe(hello, expected, self.now, self.roots)
-        yield from _keep(Kept(kept.private, hello.public_key, is_source, report=hello.report))
+        yield from _keep(Kept(kept.private, hello.public_key, is_source, report=hello.report, by_agent=by_agent))
         return None
+
+    def _vouched(self, voucher: bytes, own: Report, private: X25519PrivateKey) -> Voucher:
+        """What its own agent says, proved by the report of the agent that its own report names. Raises AgentRefusal."""
+        said, key = Voucher.parse(voucher), _public(private)
+        expected = Expectations(report_data=said.bound_to(own.report_id, key), min_tcb=tcb_floor(own))
+        believe(Hello(key, said.report, said.certificates), expected, self.now, self.roots)
+        if _parsed(said.report).report_id != own.report_id_ma:
+            raise AgentRefusal("another agent than its own vouches for the peer")
+        return said
 
     def _export(self, gctx: int) -> Generator[tuple[op.GuestOperation, ...] | Carry, object, ExportedContext]:
         """Its own context, which runs on; firmware lets it name no other."""
@@ -200,7 +228,7 @@ class MigrationHandler:
         # Before a word of it leaves no VMRUN of the guest succeeds any more.
         yield from _must([op.RmpAdjust(area, PAGE_BYTES, large=False, target=1, permissions=0) for area in areas])
         yield from _keep(Kept(is_source=True, handed_over=True, areas=areas))
-        exported = yield from self._export(gctx)
+        exported = b"" if kept.by_agent else (yield from self._export(gctx)).pack()
         written = yield Walk(ranges)
         assert isinstance(written, tuple)
         # The number of the last message counts, wherever the guest goes on, and stands in the secrets page.
@@ -214,7 +242,7 @@ class MigrationHandler:
                     name = len(sealed[0]) if kind is _AREA else gpa
                     sealed[which].append(_sealed(channel, kind, name, number, data))
                     number += 1
-        identity = packed((exported.pack(), ranges, areas, len(pages)))
+        identity = packed((exported, ranges, areas, len(pages)))
         return tuple(sealed[1]), tuple(sealed[0]), channel.encrypt(_nonce(number), identity, b"identity")
 
     def _stays(self) -> Step:
@@ -245,13 +273,16 @@ class MigrationHandler:
             raise AgentRefusal("what came is not all that the peer sealed, in its order") from None
         exported, ranges, places = _identity(opened, areas, len(pages) - areas)
         _agree(ranges, pieces)
-        yield from self._absorb(exported, _parsed(kept.report))
+        if not kept.by_agent:
+            yield from self._absorb(exported, _parsed(kept.report))
         for gpa, length, large in pieces:
             answer = yield (op.PValidate(gpa, length, bool(large)),)
             if answer != (op.PValidateResult(0, unchanged=False),):
                 raise AgentRefusal(f"memory at {gpa:#x} was validated before, or is none")
         places_of = [*places, *[name for name, _ in pages[areas:]]]
         yield from _must([op.Write(gpa, data) for gpa, (_, data) in zip(places_of, pages, strict=True)])
+        if kept.by_agent:
+            yield from _has_become(_parsed(kept.report))
         own_end = SVSM.gpa + SVSM.length
         shown = [one for one in pieces if not SVSM.gpa <= one[0] < own_end]
         yield from _must([grant(gpa, length, bool(large)) for gpa, length, large in shown])
@@ -264,9 +295,11 @@ class MigrationHandler:
 
     def _absorb(self, exported: bytes, report: Report) -> _Steps:
         """ABSORB_NOMA of the guest that the peer's report is of, and of no other."""
+        if len(exported) != EXPORTED_BYTES:
+            raise AgentRefusal("the peer has sealed something else")
         found = ExportedContext.parse(exported)
         if (found.digest, found.report_id, found.policy) != (report.measurement, report.report_id, report.policy):
-            raise AgentRefusal("the peer is not the guest that it hands over")
+            raise AgentRefusal(_ANOTHER)
         asked = ImportRequest(0, EXPORTED_BYTES, EXPORTED_VERSION, exported)
         answer = yield from ask_firmware(SECRETS_GPA, MessageType.ABSORB_NOMA_REQ, asked)
         status = StatusResponse.parse(answer).status
@@ -296,6 +329,13 @@ class MigrationHandler:
 def _keep(kept: Kept) -> Generator[tuple[op.GuestOperation, ...], object, None]:
     # All of it, or what is longer than what is kept now would stay behind it.
     yield from _must([op.Write(STATE_GPA, kept.pack().ljust(PAGE_BYTES, b"\0"))])
+
+
+def _has_become(peer: Report) -> _Steps:
+    """Its agent has had it absorb the guest that the peer's report is of: firmware knows it by that guest's key now."""
+    found = _parsed((yield from asked_report(SECRETS_GPA, bytes(64))))
+    if (found.measurement, found.report_id, found.policy) != (peer.measurement, peer.report_id, peer.policy):
+        raise AgentRefusal(_ANOTHER)
 
 
 def _must(batch: Iterable[op.GuestOperation]) -> Generator[tuple[op.GuestOperation, ...], object, None]:
@@ -371,7 +411,7 @@ def _identity(opened: bytes, areas: int, pages: int) -> tuple[bytes, tuple[Range
     try:
         match msgpack.unpackb(opened, use_list=False):
             case (bytes(exported), tuple(ranges), tuple(places), int(count)) if (
-                len(exported) == EXPORTED_BYTES and _are_ranges(ranges, 2) and (len(places), count) == (areas, pages)
+                _are_ranges(ranges, 2) and (len(places), count) == (areas, pages)
                 and all(type(place) is int and 0 <= place < _LARGEST for place in places)
             ):
                 return exported, ranges, places

@@ -165,7 +165,7 @@ def depart(self: Hypervisor, vm: str) -> Task:
     """The VM lives elsewhere: SEND_FINISH, after which firmware lets nothing but its end come, and then that."""
     record = self._vms.get(vm)
     if record is not None and record.sealed and record.generation in BY_AGENT:
-        if not record.handler:
+        if record.agent or not record.handler:
             yield from let_go(self, vm)
     elif record is not None and record.sealed:
         yield from self.must(LegacyCommand.SEND_FINISH, record.small[0], buffers.Handle(record.handle).pack())

@@ -40,8 +40,10 @@ SCHEDULES = 2000
 _CHIPS = 8
 """Scenarios that schedules with agents are of: to certify a new one's chips takes as long as all of a schedule."""
 GENERATIONS = ("PLAIN", "SEV", "SEV_ES", "SEV_SNP")
-BESIDES = {"SEV_SNP above an SVSM": 60, "SEV_SNP by its handler": 250, "SEV_TIO": 60,
-           "SEV_TIO by its handler": 60}  # fmt: skip
+BESIDES = {
+    "SEV_SNP above an SVSM": 60, "SEV_SNP by its handler": 250, "SEV_SNP by its handler and agents": 60, "SEV_TIO": 60,
+    "SEV_TIO by its handler": 60,
+}  # fmt: skip
 """Other ways to move, and how many schedules of each are played besides."""
 _QUICK = {"psp.send_update_ns_per_kib": 10240, "psp.receive_update_ns_per_kib": 10240}
 _USUALLY = gc.get_threshold()

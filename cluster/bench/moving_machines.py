@@ -42,6 +42,10 @@ WAYS: Mapping[str, Way] = {
     "SEV_SNP by its handler": Way(
         {}, {"generation": "SEV_SNP", "svsm": True, "migration_handler": True, "firmware": "auto"}
     ),
+    "SEV_SNP by its handler and agents": Way(
+        {"migration_agent": True},
+        {"generation": "SEV_SNP", "svsm": True, "migration_handler": True, "migration_agent": True, "firmware": "auto"},
+    ),
     "SEV_TIO by its handler": Way(
         {"product": "Turin", "memory": "2 GiB", "cards": [{"kind": "nvme", "memory": "1 MiB"}]},
         {"generation": "SEV_TIO", "svsm": True, "migration_handler": True, "firmware": "auto"} | _DISK,

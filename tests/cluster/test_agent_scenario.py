@@ -17,7 +17,7 @@ from cluster.session import Session
 
 AT = {
     "store-1": "100 ms", "kept": "150 ms", "live": "200 ms", "store-2": "400 ms", "disk-1": "1200 ms",
-    "disk-2": "1800 ms", "guarded": "2600 ms", "live-disk": "900 ms",
+    "disk-2": "1800 ms", "guarded": "2600 ms", "live-disk": "900 ms", "listed": "250 ms",
 }  # fmt: skip
 
 

@@ -37,6 +37,25 @@ def test_a_machine_moves_while_it_runs_and_back_and_stands_still_for_what_is_lef
     assert svsm["calls"] > 0
 
 
+def with_agents(**changes: Any) -> dict[str, Any]:
+    """The same where agents hand the machine's identity over, on hosts that have them, and on one without."""
+    body = fleet(**changes)
+    common = {"product": "Milan", "memory": "16 GiB"}
+    hosts = [{"name": "host", "count": 3, "migration_agent": True} | common, {"name": "bare"} | common]
+    return body | {"hosts": hosts, "vms": [vm | {"migration_agent": True} for vm in body["vms"]]}
+
+
+def test_a_machine_with_an_agent_too_moves_while_it_runs_and_its_agent_hands_its_identity_over() -> None:
+    moves = [move(times=2, pause="100 ms"), move(at="5 s", to="bare")]
+    _, rows = play(with_agents(migrations=moves))
+    assert outcomes(rows) == [("completed", None)] * 2 + [("refused", "NO_AGENT_THERE")]
+    row, back, _ = rows["migrations"]
+    assert (row["carrier"], row["final_bytes"] < row["bytes"] / 4) == ("handler and agents", True)
+    assert row["downtime_ns"] < 1e9 * (256 << 20) / LINK_BYTES_PER_S
+    (vm,) = rows["vms"]
+    assert (vm["host"], vm["state"], vm["faults"]) == (back["destination"], "running", 0)
+
+
 def test_a_handler_that_does_not_believe_its_hypervisors_dirty_log_seals_all_of_a_guest_that_stands_still() -> None:
     vm = fleet()["vms"][0] | {"memory": "64 MiB"}
     downtimes = []
@@ -68,9 +87,12 @@ def test_a_handler_takes_its_guests_time_and_has_half_of_it_at_most() -> None:
     assert settings.handler_share(1e12, 4) == 0.5
 
 
+@pytest.mark.parametrize("way", ["SEV_SNP by its handler", "SEV_SNP by its handler and agents"])
 @pytest.mark.parametrize("seed", [1, 4, 6])
-def test_whatever_crashes_and_goes_astray_it_is_somewhere_once_and_leaves_nothing_elsewhere(seed: int) -> None:
-    found, moves = judged(schedule(seed, "SEV_SNP by its handler", Path(FIRMWARE[0])) | {"duration": "5 s"})
+def test_whatever_crashes_and_goes_astray_it_is_somewhere_once_and_leaves_nothing_elsewhere(
+    seed: int, way: str
+) -> None:
+    found, moves = judged(schedule(seed, way, Path(FIRMWARE[0])) | {"duration": "5 s"})
     assert found is None
     assert moves
 

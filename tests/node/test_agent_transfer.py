@@ -13,7 +13,7 @@ from cluster.agent_certificates import agent_certified
 from node import agent_transfer
 from node import operations as op
 from node.agent_core import AGENT_IMAGE
-from node.agent_transfer import AGENT, _order, greet
+from node.agent_transfer import AGENT, greet, order_agent
 from node.firmware_image import firmware_image
 from node.generation import Generation
 from node.guest import GuestState
@@ -264,7 +264,7 @@ def test_when_a_move_is_over_its_agent_has_nothing_of_the_guest_to_give_again(on
         there.arrivals.abandon("vm")
     run(here, here.now_ns + SECOND)
     with pytest.raises(LaunchRefused, match=f"migration agent: {refusal}"):
-        here.tasks.at_once(_order(here.hypervisor, order, "vm", gctx))
+        here.tasks.at_once(order_agent(here.hypervisor, order, "vm", gctx))
 
 
 def test_a_guest_that_was_taken_back_and_whose_next_move_is_called_off_at_once_goes_on(on_its_way, expected):
@@ -368,11 +368,11 @@ def test_a_context_that_was_changed_cut_or_meant_for_another_is_opened_by_no_age
     ]
     for other in (*flips, sealed_for_peer[:-1], sealed_for_peer + b"\0", sealed_for_peer[:32], b""):
         with pytest.raises(LaunchRefused, match="not sealed by the peer for this guest"):
-            there.tasks.at_once(_order(there.hypervisor, "import", "vm", gctx, other))
+            there.tasks.at_once(order_agent(there.hypervisor, "import", "vm", gctx, other))
     peer = certified(here, greeting(here))
-    there.tasks.at_once(_order(there.hypervisor, "meet", "other", peer, True))
+    there.tasks.at_once(order_agent(there.hypervisor, "meet", "other", peer, True))
     with pytest.raises(LaunchRefused, match="not sealed by the peer for this guest"):
-        there.tasks.at_once(_order(there.hypervisor, "import", "other", gctx, sealed_for_peer))
+        there.tasks.at_once(order_agent(there.hypervisor, "import", "other", gctx, sealed_for_peer))
 
 
 def test_an_agent_that_begins_anew_opens_nothing_that_was_sealed_for_it_before(on_its_way):
@@ -425,7 +425,7 @@ def test_an_agent_that_keeps_a_ledger_takes_nothing_in_twice_and_nothing_back(on
         (here, "take back", (), "nothing of this guest is kept"),
     ):
         with pytest.raises(LaunchRefused, match=why):
-            host.tasks.at_once(_order(host.hypervisor, order, "vm", gctx, *more))
+            host.tasks.at_once(order_agent(host.hypervisor, order, "vm", gctx, *more))
 
 
 def older(host):

@@ -267,7 +267,7 @@ def test_a_handler_does_each_thing_of_a_move_once_and_on_its_own_side(on_its_way
         return str(caught.value).removeprefix("migration handler: ")
 
     gctx = here.hypervisor.launched("vm").gctx
-    assert refused(here, "meet", gctx, b"", True) == "no greeting is open"
+    assert refused(here, "meet", gctx, b"", True, b"") == "no greeting is open"
     assert refused(here, "in", (), (), b"", ()) == "there is nobody to have a guest from"
     assert refused(there, "out", gctx, ()) == "there is nobody to hand the guest to"
     stopped(here, "vm")
@@ -530,7 +530,7 @@ def test_the_hypervisors_see_neither_a_page_nor_the_identity():
 @pytest.mark.parametrize(
     "order",
     [b"", b"\xc1", packed(("hello", 1)), packed(("out", 1, ((-1, 2),))), packed(("out", 1, ((1,),))),
-     packed(("meet", -1, b"", True)), packed(("meet", 0, b"\x90", True)), packed(("out", 1, ())),
+     packed(("meet", -1, b"", True, b"")), packed(("meet", 0, b"\x90", True, b"")), packed(("out", 1, ())),
      packed(("in", (), (), b"", ())), packed(("in", ((1, b"", b""),), (), b"", ((0, 4096, False),)))],
 )  # fmt: skip
 def test_a_handler_refuses_an_order_that_is_none_and_serves_the_next(handlers_host, order):
