@@ -38,9 +38,9 @@ def packed_events(host: Host, end_ns: int) -> bytes:
     return stream.getvalue()
 
 
-def event_table(logs: Iterable[Mapping[str, object]]) -> pa.Table:
-    """The logs of several hosts, each in its row, as one table by entity and time."""
-    tables = []
+def event_table(logs: Iterable[Mapping[str, object]], moves: pa.Table) -> pa.Table:
+    """The logs of several hosts, each in its row, and what is recorded of moves, as one table by entity and time."""
+    tables = [moves]
     for row in logs:
         packed = row[PACKED]
         assert isinstance(packed, bytes)

@@ -494,12 +494,12 @@ _DIGESTS = TableSchema(
 
 EVENTS = TableSchema(
     "events",
-    "One row per record of a host or a virtual machine. A log and no result: it is not among TABLES.",
+    "One row per record of a host, a virtual machine or a move. A log and no result: it is not among TABLES.",
     _columns(
         ("entity", _T, "", "whose record", "key"),
         ("time_ns", _I, "ns", "when it happened; when it ended, if it took time", "key"),
-        ("host", _T, "", "where it was recorded", "key"),
-        ("number", _I, "1", "place in the host's log", "key"),
+        ("host", _T, "", "where it was recorded: a host, or the control plane", "key"),
+        ("number", _I, "1", "place in the log there", "key"),
         ("event", _T, "", "kind of the record (node/host_events.py)"),
         ("vm", _T, "", "the virtual machine that a host's record is about", "optional"),
         ("vcpu", _I, "1", "which vCPU did it", "optional"),

@@ -16,6 +16,7 @@ from typing import TextIO
 
 from cluster.entity_trace import EntityTrace
 from cluster.event_lines import Event, figures
+from cluster.move_events import CONTROL_PLANE
 from node.host_events import EVENT_KINDS, HostEvent
 
 _PID = 1
@@ -33,6 +34,8 @@ _BEGINS: Mapping[str, str | None] = {
 
 _PSP = _WORD[HostEvent.PSP_COMMAND]
 _PSP_TRACK = "security processor"
+_MOVES = "moves"
+"""The track of what the control plane records, and of rounds."""
 
 
 def write_trace_events(stream: TextIO, trace: EntityTrace) -> int:
@@ -92,9 +95,11 @@ def _drawn(rows: Iterable[Event], trace: EntityTrace, tracks: _Tracks) -> Iterat
         elif row["took_ns"] is not None:
             took_ns = _int(row["took_ns"])
             name = str(row["text"] or word)
-            yield _slice(name, word, time_ns - took_ns, took_ns, tracks.thread(f"vCPU {row['vcpu']}"), figures(row))
+            thread = tracks.thread(_MOVES if row["vcpu"] is None else f"vCPU {row['vcpu']}")
+            yield _slice(name, word, time_ns - took_ns, took_ns, thread, figures(row))
         else:
-            track = stay if row["vcpu"] is None else f"vCPU {row['vcpu']}"
+            here = _MOVES if row["host"] == CONTROL_PLANE else stay
+            track = here if row["vcpu"] is None else f"vCPU {row['vcpu']}"
             yield _instant(word, time_ns, tracks.thread(track), figures(row))
     for stay, (part, since_ns) in stays.items():
         yield from _part(part, since_ns, trace.to_ns, tracks.thread(stay), trace.from_ns)
