@@ -15,7 +15,7 @@ def slow_down(live: LiveMigrations, one: Migration) -> None:
     assert one.guest is not None
     standing_still = one.precopy.throttle
     if one.guest.migration_handler and one.flows:
-        rate = live.fabric.rate(str(one.number))
+        rate = live.fabric.rate(one.number)
         standing_still = live.settings.beside_handler(standing_still, rate, one.guest.vcpus)
     if one.precopy.rounds:
         last, pace = one.precopy.rounds[-1], 1.0 - one.slowed[0]

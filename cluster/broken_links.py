@@ -6,11 +6,10 @@ waits (``cluster.post_copy``). What hosts and control plane say to each other go
 
 from __future__ import annotations
 
-import heapq
 from typing import TYPE_CHECKING
 
 from cluster.hand_over import Phase
-from cluster.migration import Copying, Migration, Outcome
+from cluster.migration import Copying, Due, Migration, Outcome
 from cluster.post_copy import lose, pause, settle
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def mend_link(live: LiveMigrations, host: str, now_ns: int) -> None:
     live.down[host] -= 1
     for one in live.under_way():
         if one.broken_ns >= 0 and not live.is_cut_off(one):
-            heapq.heappush(live.goes_on, (now_ns + live.settings.recover_after_ns, one.number))
+            live.plan(now_ns + live.settings.recover_after_ns, Due.WAY_BACK, one)
 
 
 def crash(live: LiveMigrations, host: str, now_ns: int) -> None:
@@ -64,7 +63,7 @@ def give_up(live: LiveMigrations, one: Migration, now_ns: int) -> None:
 
 def break_off(live: LiveMigrations, one: Migration, now_ns: int) -> int:
     """A flow goes no further: the bytes of memory that it brought, and no others were on the wire."""
-    moved = live.fabric.cancel(str(one.number), now_ns)
+    moved = live.fabric.cancel(one.number, now_ns)
     one.wire_bytes -= round(one.flow_bytes * one.wire_ratio - moved)
     one.flows = False
     return min(one.flow_bytes, round(moved / one.wire_ratio))

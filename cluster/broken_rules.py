@@ -27,3 +27,22 @@ def spoke_too_soon(message: Message, promise_ns: int, acted_ns: int) -> Protocol
     return ProtocolViolationError(
         f"{message.sender}: sent at {message.time_ns} ns, but the control plane has acted at {acted_ns} ns"
     )
+
+
+def undercut(message: Message, now_ns: int) -> ProtocolViolationError:
+    """The control plane's mail would reach a host sooner than anything may."""
+    return ProtocolViolationError(
+        f"{message.sender}: sent at {now_ns} ns for {message.time_ns} ns, inside the lookahead"
+    )
+
+
+def wrong_mail(message: Message, now_ns: int, *, here: bool) -> ProtocolViolationError:
+    """The control plane's mail would come too soon, or reaches nobody."""
+    if here:
+        return undercut(message, now_ns)
+    return ProtocolViolationError(f"{message.sender}: sent a message to {message.receiver}, which is not here")
+
+
+def stood_still(now_ns: int) -> ProtocolViolationError:
+    """The control plane would act at the same time for ever."""
+    return ProtocolViolationError(f"control plane: did not move on from {now_ns} ns")

@@ -7,11 +7,12 @@ by messages that take the control plane's latency.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import broken_links
-from cluster.entity import NEVER, Message
+from cluster.entity import Message
 from cluster.fabric import Fabric
 from cluster.firmware_updates import FirmwareUpdates
 from cluster.fleet_faults import CRASH, FleetFaults
@@ -78,8 +79,8 @@ class ControlPlane:
     _entries: int = 0
     _sequence: int = 0
     _now_ns: int = 0
-    _moves_ns: int = -1
-    """When moves go on, as a step has just found; -1 after somebody was told."""
+    _next_ns: int = 0
+    """``next_event_ns`` after the last step; 0 before the first."""
     _out: list[Message] = field(default_factory=list)
     traffic: GuestTraffic = field(init=False)
     migrations: LiveMigrations = field(init=False)
@@ -110,26 +111,26 @@ class ControlPlane:
 
     def next_event_ns(self) -> int:
         """Time of the next arrival, departure, order to a host, or step of a migration."""
-        first = self._timeline[0][0] if self._timeline else NEVER
-        if self.faults is not None:
-            first = min(first, self.faults.next_event_ns(), self._late[0][0] if self._late else NEVER)
+        first_ns, planned = self.migrations.next_event_ns(), self.plans.timeline
+        if planned and planned[0][0] < first_ns:
+            first_ns = planned[0][0]
+        if self._timeline and self._timeline[0][0] < first_ns:
+            first_ns = self._timeline[0][0]
         if updates := self.updates.timeline:
-            first = min(first, updates[0][0])
-        if planned := self.plans.timeline:
-            first = min(first, planned[0][0])
-        moves_ns, self._moves_ns = self._moves_ns, -1
-        return min(first, self.migrations.next_event_ns() if moves_ns < 0 else moves_ns)
+            first_ns = min(first_ns, updates[0][0])
+        if self.faults is not None:
+            first_ns = min(first_ns, self.faults.next_event_ns(), self._late[0][0] if self._late else first_ns)
+        return first_ns
 
-    def step(self, now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    def step(self, now_ns: int, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
         """Answer the messages that arrived by ``now_ns``, then do what the timeline has for it."""
-        self._now_ns = now_ns
-        # What the network brought at this instant came before what is said of it.
-        migrations, planned = self.migrations, self.plans.timeline
-        if migrations.next_event_ns() <= now_ns:
+        self._now_ns, migrations = now_ns, self.migrations
+        if self._next_ns <= now_ns:
+            # What the network brought at this instant came before what is said of it.
             migrations.advance(now_ns)
-        while self._late and self._late[0][0] <= now_ns:
-            _, _, kind, payload = heapq.heappop(self._late)
-            self.migrations.receive(kind, payload, now_ns)
+            while self._late and self._late[0][0] <= now_ns:
+                _, _, kind, payload = heapq.heappop(self._late)
+                migrations.receive(kind, payload, now_ns)
         for message in messages:
             if message.kind in ANSWERS:
                 if self.faults is None:
@@ -144,27 +145,25 @@ class ControlPlane:
             elif message.kind == "fetch" and self.keys is not None:
                 delay_ns, retry_ns = self.keys.ask(message.sender, now_ns)
                 self._send_after(self.latency_ns + delay_ns, message.sender, "certificates", retry_ns)
+        while (next_ns := self.next_event_ns()) <= now_ns:
+            self._go_on(now_ns)
+        self._next_ns = next_ns
+        out, self._out = self._out, []
+        return out, next_ns
+
+    def _go_on(self, now_ns: int) -> None:
+        """Do what is due; what comes of that may be due, too."""
         while self._timeline and self._timeline[0][0] <= now_ns:
             _, _, what, name = heapq.heappop(self._timeline)
             if what == "arrive":
                 self._send_to_a_host(name, "no host has room")
             else:
                 self._depart(name)
-        if self.updates.timeline:
-            self.updates.advance(now_ns)
+        self.updates.advance(now_ns)
         if self.faults is not None:
             self.faults.advance(now_ns)
-        while True:
-            if planned and planned[0][0] <= now_ns:
-                self.plans.advance(now_ns)
-            elif (moves_ns := migrations.next_event_ns()) > now_ns:
-                self._moves_ns = moves_ns
-                break
-            migrations.advance(now_ns)
-        if not self._out:
-            return ()
-        out, self._out = tuple(self._out), []
-        return out
+        self.plans.advance(now_ns)
+        self.migrations.advance(now_ns)
 
     def _refused(self, host: str, name: str, reason: str) -> None:
         self.placement.release(name)

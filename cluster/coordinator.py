@@ -38,9 +38,9 @@ import heapq
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-from cluster.entity import NEVER, Message
+from cluster.broken_rules import stood_still, undercut
+from cluster.entity import NEVER, ControlPlane, Message
 from cluster.inbox import ProtocolViolationError
 from cluster.layout import Layout
 from cluster.together import Together
@@ -50,16 +50,6 @@ PROGRESS_S = 1.0
 
 UNBOUNDED = NEVER
 """Events of a call, where only its wall time bounds it."""
-
-
-class ControlPlane(Protocol):
-    """The coordinator's own program: a timeline, and answers to hosts."""
-
-    def next_event_ns(self) -> int:
-        """Time of the next entry of the timeline, ``NEVER`` if there is none."""
-
-    def step(self, now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        """Act at ``now_ns`` on the messages of that time, then on the timeline; messages to hosts come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,18 +142,12 @@ class Coordinator:
 
     def _run_together(self, together: Together) -> CoordinatorResult:
         """The same where everybody is here: without windows, mail and answers go from hand to hand."""
-        received, post, step = self._received, together.post, self._step
-
-        def act(now_ns: int) -> int:
-            step(now_ns, post)
-            following_ns = self._following_ns
-            return min(received[0][0], following_ns) if received else following_ns
-
-        acts_ns, watched = self._control_ns(), self._should_stop is not None or self._on_progress is not None
+        acts_ns, watched = self._following_ns, self._should_stop is not None or self._on_progress is not None
         while True:
-            events, next_ns, acts_ns = together.go_on(acts_ns, self._received, act, until_acted=watched)
+            events, acts, next_ns, acts_ns = together.go_on(self._control, acts_ns, until_acted=watched)
             self._calls += 1
             self._events += events
+            self._acts += acts
             # Nobody says anything before either time, and an answer takes the lookahead. A host that a message wakes
             # catches up from its start on, which takes nothing back.
             reached_ns = min(next_ns, acts_ns + self._lookahead_ns, self._end_ns)
@@ -190,25 +174,21 @@ class Coordinator:
             now = self._control_ns()
             if now >= promise or now >= self._end_ns:
                 return min(promise, now)
-            before = len(mail)
-            self._step(now, mail.append)
-            promise = min([promise, *[message[0] for message in mail[before:]]])
+            new, self._following_ns = self._control.step(now, self._received_at(now))
+            self._acts += 1
+            if self._following_ns <= now:
+                raise stood_still(now)
+            for message in new:
+                if message.time_ns < now + self._lookahead_ns:
+                    raise undercut(message, now)
+                promise = min(promise, message.time_ns)
+            mail += new
 
-    def _step(self, now: int, post: Callable[[Message], None]) -> None:
-        """Let the control plane act at a time; ``post`` takes its mail."""
-        received, earliest_ns, messages = self._received, now + self._lookahead_ns, []
-        self._acts += 1
-        while received and received[0][0] == now:
+    def _received_at(self, now: int) -> list[Message]:
+        received, messages = self._received, []
+        while received and received[0].time_ns == now:
             messages.append(heapq.heappop(received))
-        for message in self._control.step(now, tuple(messages)):
-            if message[0] < earliest_ns:
-                raise ProtocolViolationError(
-                    f"{message.sender}: sent at {now} ns for {message.time_ns} ns, inside the lookahead"
-                )
-            post(message)
-        self._following_ns = self._control.next_event_ns()
-        if self._following_ns <= now:
-            raise ProtocolViolationError(f"control plane: did not move on from {now} ns")
+        return messages
 
     def _go_to(self, horizon_ns: int) -> str | None:
         mail = self._letters()

@@ -7,10 +7,12 @@ entities in tests and real hosts are the same to it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 NEVER = (1 << 63) - 1
 """A virtual time later than every other."""
+
 
 class Message(NamedTuple):
     """One message across the star, ordered by (time, sender, sequence); a tuple, because it stands in heaps.
@@ -73,3 +75,16 @@ class Entity(Protocol):
 
     def gauges(self) -> dict[str, float]:
         """A few live figures for the metrics page, by metric name; never part of results."""
+
+
+class ControlPlane(Protocol):
+    """The coordinator's own program: a timeline, and answers to hosts."""
+
+    def next_event_ns(self) -> int:
+        """Time of the next entry of the timeline, ``NEVER`` if there is none."""
+
+    def step(self, now_ns: int, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
+        """Act at ``now_ns`` on the messages of that time, then on the timeline.
+
+        Messages to hosts come back, and ``next_event_ns`` as it is then: only a step changes it.
+        """

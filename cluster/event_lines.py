@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
 
+from cluster.move_events import MOVE_KINDS
 from cluster.units import DURATION
 from node.host_events import EVENT_KINDS
 
-KINDS = {kind.word: kind for kind in EVENT_KINDS.values()}
+KINDS = {kind.word: kind for kind in (*EVENT_KINDS.values(), *MOVE_KINDS.values())}
 
 Event = Mapping[str, object]
 

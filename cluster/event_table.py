@@ -39,13 +39,13 @@ def packed_events(host: Host, end_ns: int) -> bytes:
 
 
 def event_table(logs: Iterable[Mapping[str, object]], moves: pa.Table) -> pa.Table:
-    """The logs of several hosts, each in its row, and what is recorded of moves, as one table by entity and time."""
+    """The logs of several hosts, each in its row, and the control plane's as one table by entity and time."""
     tables = [moves]
     for row in logs:
         packed = row[PACKED]
         assert isinstance(packed, bytes)
         tables.append(pa.ipc.open_stream(packed).read_all())
-    whole = pa.concat_tables([EVENTS.arrow.empty_table(), *tables])
+    whole = pa.concat_tables(tables)
     return whole.sort_by([(key, "ascending") for key in EVENTS.keys])
 
 

@@ -23,10 +23,15 @@ _NS = 1e9
 _NO_CAP = float("inf")
 
 
-class _Flow:
-    __slots__ = ("cap", "epoch", "number", "path", "rate", "remaining", "size", "updated_ns")
+Name = int | str
+"""Of a flow: whatever tells it from others."""
 
-    def __init__(self, number: int, path: tuple[int, ...], size: float, cap: float, now_ns: int) -> None:
+
+class _Flow:
+    __slots__ = ("cap", "epoch", "name", "number", "path", "rate", "remaining", "size", "updated_ns")
+
+    def __init__(self, name: Name, number: int, path: tuple[int, ...], size: float, cap: float, now_ns: int) -> None:
+        self.name = name
         self.number = number
         self.path = path
         self.size = self.remaining = size
@@ -34,6 +39,7 @@ class _Flow:
         self.rate = 0.0
         self.updated_ns = now_ns
         self.epoch = 0
+        """Counts its rates; -1 when it is over."""
 
 
 class Fabric:
@@ -47,12 +53,13 @@ class Fabric:
         self._topology = topology
         self._grid_ns = reshare_grid_ns
         self._capacity = [link.bytes_per_s for link in topology.links]
-        self._on_link: list[dict[str, _Flow]] = [{} for _ in topology.links]
+        self._on_link: list[dict[Name, _Flow]] = [{} for _ in topology.links]
         self._used_rate = [0.0] * len(topology.links)
         self.used_bytes = [0.0] * len(topology.links)
         """Bytes that every link has carried for flows that are over."""
-        self._flows: dict[str, _Flow] = {}
-        self._ends: list[tuple[int, int, int, str]] = []
+        self._flows: dict[Name, _Flow] = {}
+        self._ends: list[tuple[int, int, int, _Flow]] = []
+        """(time, flow's number, epoch, flow): when each ends, if it has that epoch still."""
         self._changed: dict[int, None] = {}
         """Links whose flows are not the ones that were shared out last, in the order of the changes."""
         self._grid_point_ns = NEVER
@@ -64,70 +71,80 @@ class Fabric:
         return len(self._flows)
 
     def start(
-        self, name: str, source: str, destination: str, size_bytes: float, now_ns: int, cap_bytes_per_s: float = 0.0
+        self, name: Name, source: str, destination: str, size_bytes: float, now_ns: int, cap_bytes_per_s: float = 0.0
     ) -> None:
         """Send bytes from now on; ``cap_bytes_per_s`` bounds the rate, 0 for none."""
         path = self._topology.path(source, destination)
         self._started += 1
-        flow = _Flow(self._started, path, max(0.0, size_bytes), cap_bytes_per_s or _NO_CAP, now_ns)
-        self._flows[name] = flow
+        size_bytes = size_bytes if size_bytes > 0.0 else 0.0
+        flow = self._flows[name] = _Flow(name, self._started, path, size_bytes, cap_bytes_per_s or _NO_CAP, now_ns)
         rate, shared = flow.cap, False
         capacity, used_rate, on_link = self._capacity, self._used_rate, self._on_link
         for link in path:
-            rate = min(rate, capacity[link] - used_rate[link])
+            free = capacity[link] - used_rate[link]
+            if free < rate:
+                rate = free
             there = on_link[link]
             if there:
                 shared = True
             there[name] = flow
-        end_ns = self._set_rate(name, flow, max(0.0, rate), now_ns)
+        end_ns = self._set_rate(flow, rate if rate > 0.0 else 0.0, now_ns)
         if shared:
             self._mark(path, now_ns)
         # Nothing else has changed.
-        self.next_event_ns = min(self.next_event_ns, end_ns, self._grid_point_ns)
+        next_ns = end_ns if end_ns < self._grid_point_ns else self._grid_point_ns
+        if next_ns < self.next_event_ns:
+            self.next_event_ns = next_ns
 
-    def cancel(self, name: str, now_ns: int) -> float:
+    def cancel(self, name: Name, now_ns: int) -> float:
         """Break a flow off; the bytes that it moved."""
         flow = self._flows[name]
         self._bring_up(flow, now_ns)
-        self._take_out(name, flow, now_ns)
+        self._take_out(flow, now_ns)
         self._look_ahead()
         return flow.size - flow.remaining
 
-    def rate(self, name: str) -> float:
+    def rate(self, name: Name) -> float:
         """A flow's present rate."""
         return self._flows[name].rate
 
-    def moved(self, name: str, now_ns: int) -> float:
+    def moved(self, name: Name, now_ns: int) -> float:
         """Bytes that a flow has moved by a time, as it stands; changes nothing."""
         flow = self._flows[name]
         left = flow.remaining - flow.rate * max(0, now_ns - flow.updated_ns) / _NS
         return flow.size - max(0.0, left)
 
-    def advance(self, now_ns: int) -> list[str]:
+    def advance(self, now_ns: int) -> list[Name]:
         """Go to a time: the flows that ended by then, in the order of their ends."""
-        ended: list[str] = []
+        ended: list[Name] = []
+        ends = self._ends
         while (at_ns := self.next_event_ns) <= now_ns:
             # What ends at a grid point frees its share before that is given away.
-            if self._ends and self._ends[0][0] == at_ns:
-                _, _, _, name = heapq.heappop(self._ends)
-                flow = self._flows[name]
+            if ends and ends[0][0] == at_ns:
+                flow = heapq.heappop(ends)[3]
                 flow.remaining = 0.0
-                self._take_out(name, flow, at_ns)
-                ended.append(name)
+                self._take_out(flow, at_ns)
+                ended.append(flow.name)
             else:
                 self._reshare(at_ns)
             self._look_ahead()
         return ended
 
     def _look_ahead(self) -> None:
-        ends, flows = self._ends, self._flows
-        while ends and (ends[0][3] not in flows or flows[ends[0][3]].epoch != ends[0][2]):
+        ends, next_ns = self._ends, self._grid_point_ns
+        while ends:
+            end_ns, _, epoch, flow = ends[0]
+            if flow.epoch == epoch:
+                if end_ns < next_ns:
+                    next_ns = end_ns
+                break
             heapq.heappop(ends)
-        self.next_event_ns = min(ends[0][0] if ends else NEVER, self._grid_point_ns)
+        self.next_event_ns = next_ns
 
-    def _take_out(self, name: str, flow: _Flow, now_ns: int) -> None:
+    def _take_out(self, flow: _Flow, now_ns: int) -> None:
+        name, moved, others = flow.name, flow.size - flow.remaining, False
         del self._flows[name]
-        others, moved = False, flow.size - flow.remaining
+        flow.epoch = -1
         on_link, used_rate, used_bytes = self._on_link, self._used_rate, self.used_bytes
         for link in flow.path:
             flows = on_link[link]
@@ -149,7 +166,7 @@ class Fabric:
         flow.remaining = max(0.0, flow.remaining - flow.rate * (now_ns - flow.updated_ns) / _NS)
         flow.updated_ns = now_ns
 
-    def _set_rate(self, name: str, flow: _Flow, rate: float, now_ns: int) -> int:
+    def _set_rate(self, flow: _Flow, rate: float, now_ns: int) -> int:
         """Have a flow go on at a rate; when it ends so."""
         used_rate, more = self._used_rate, rate - flow.rate
         for link in flow.path:
@@ -162,7 +179,7 @@ class Fabric:
             return NEVER
         else:
             end_ns = now_ns - int(-flow.remaining * _NS / rate // 1)
-        heapq.heappush(self._ends, (end_ns, flow.number, flow.epoch, name))
+        heapq.heappush(self._ends, (end_ns, flow.number, flow.epoch, flow))
         return end_ns
 
     def _reshare(self, now_ns: int) -> None:
@@ -174,13 +191,13 @@ class Fabric:
         rates = self._max_min(flows)
         for name, flow in flows.items():
             if rates[name] != flow.rate:
-                self._set_rate(name, flow, rates[name], now_ns)
+                self._set_rate(flow, rates[name], now_ns)
 
-    def _connected(self, links: Iterable[int]) -> dict[str, _Flow]:
+    def _connected(self, links: Iterable[int]) -> dict[Name, _Flow]:
         """Flows that share links with the given ones, directly or through others, oldest first."""
         seen = dict.fromkeys(links)
         todo = list(seen)
-        found: dict[str, _Flow] = {}
+        found: dict[Name, _Flow] = {}
         while todo:
             for name, flow in self._on_link[todo.pop()].items():
                 if name not in found:
@@ -191,9 +208,9 @@ class Fabric:
                             todo.append(link)
         return dict(sorted(found.items(), key=lambda item: item[1].number))
 
-    def _max_min(self, flows: dict[str, _Flow]) -> dict[str, float]:
+    def _max_min(self, flows: dict[Name, _Flow]) -> dict[Name, float]:
         """Fill all flows evenly until a link is full or a cap is met; freeze those, and go on with the rest."""
-        rates: dict[str, float] = {}
+        rates: dict[Name, float] = {}
         members: dict[int, int] = {}
         for flow in flows.values():
             for link in flow.path:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cluster.fabric import Fabric
-from cluster.live_migration import CARD
 from cluster.placement import FirstFit
 from node.guest import GuestSpec
 from node.mac_address import MAC_BYTES, mac_of
@@ -106,7 +105,7 @@ class GuestTraffic:
                 continue
             is_first = queue[0].source == host
             if is_first:
-                self.fabric.cancel(f"{CARD}{card.hex()}", now_ns)
+                self.fabric.cancel(card.hex(), now_ns)
             for burst in queue:
                 if burst.source == host:
                     self.pairs[burst.source, burst.destination].lost += len(burst.frames)
@@ -120,7 +119,7 @@ class GuestTraffic:
 
     def flow_ended(self, name: str, now_ns: int) -> None:
         """The last byte of a burst has left; the card's next one begins."""
-        card = bytes.fromhex(name.removeprefix(CARD))
+        card = bytes.fromhex(name)
         queue = self._waiting[card]
         burst = queue.popleft()
         self._frames[card] -= len(burst.frames)
@@ -140,4 +139,4 @@ class GuestTraffic:
     def _start(self, card: bytes, now_ns: int) -> None:
         burst = self._waiting[card][0]
         size = sum(map(len, burst.frames)) + FRAMING_BYTES * len(burst.frames)
-        self.fabric.start(f"{CARD}{card.hex()}", burst.source, burst.destination, size, now_ns, self.card_bytes_per_s)
+        self.fabric.start(card.hex(), burst.source, burst.destination, size, now_ns, self.card_bytes_per_s)

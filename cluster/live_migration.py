@@ -18,10 +18,10 @@ from cluster.auto_converge import slow_down
 from cluster.broken_links import break_round_off, end_flow, give_up
 from cluster.commit_record import CommitRecord
 from cluster.fabric import Fabric
-from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Command, Event, Phase, Report
-from cluster.migration import Copying, Migration, MigrationOrder, Outcome, Patience
+from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Event, Phase, Report
+from cluster.migration import Copying, Due, Migration, MigrationOrder, Outcome, Patience
 from cluster.migration_admission import Admission
-from cluster.migration_commands import AWAITED, TOLD
+from cluster.migration_commands import AWAITED, TELL
 from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
 from cluster.post_copy import destroyed, drain, drained, lose, paced, say_pace
@@ -33,14 +33,10 @@ from node.migration_refusal import MigrationRefusal
 from node.vmsa import VMSA_BYTES
 from psp.system_bus import PAGE_BYTES
 
-Send = Callable[[str, str, tuple[object, ...]], None]
+Send = Callable[[str, str, object], None]
 """Sends a message: host, kind, fields."""
 Wire = Callable[[str, tuple[bytes, ...]], tuple[bytes, ...]]
 """What the network does to a VM's frames; the tap of attackers and faults."""
-
-
-CARD = "card "
-"""How the name of a flow of guests' frames begins; a migration's is its number."""
 
 
 _RELIABLE = Patience()
@@ -60,21 +56,15 @@ class LiveMigrations:
     send: Send
     wire: Wire | None = None
     card_flow_ended: Callable[[str, int], None] = lambda _, __: None
-    """Whom to tell of the end of a flow of guests' frames, named after the card that sent them."""
+    """Whom to tell of the end of a flow of guests' frames, which has a name; a migration's has its number for one."""
     patience: Patience = _RELIABLE
     record: CommitRecord = field(default_factory=CommitRecord)
     all: list[Migration] = field(default_factory=list)
     _by_vm: dict[str, Migration] = field(default_factory=dict)
-    _rounds: list[tuple[int, int]] = field(default_factory=list)
-    """(time, number) of rounds that begin when the dirty log has been read."""
-    _deadlines: list[tuple[int, int]] = field(default_factory=list)
-    """(time, number) of moves whose copying may not take longer."""
-    goes_on: list[tuple[int, int]] = field(default_factory=list)
-    """(time, number) of moves whose machine runs ahead, and that wait for a link that is back."""
+    _due: list[tuple[int, Due, int, Phase]] = field(default_factory=list)
+    """A heap of (time, what, number of the move, the phase that it was in)."""
     down: dict[str, int] = field(default_factory=dict)
     """Hosts whose links are down, and for how many reasons."""
-    _again: list[tuple[int, int, Phase]] = field(default_factory=list)
-    """(time, number, phase) of what is to be said again if the move is in that phase still."""
 
     # What the control plane asks for.
 
@@ -107,7 +97,7 @@ class LiveMigrations:
             return one
         one.destination = destination
         self._by_vm[order.vm] = one
-        if self.admission.ask(str(one.number), source, destination):
+        if self.admission.ask(one.number, source, destination):
             self._begin(one, now_ns)
         return one
 
@@ -134,35 +124,28 @@ class LiveMigrations:
 
     def next_event_ns(self) -> int:
         """When a flow ends, shares change, a round begins, or something is said again."""
-        following_ns = self.fabric.next_event_ns
-        if self._rounds or self._again or self._deadlines or self.goes_on:
-            for queue in (self._rounds, self._again, self._deadlines, self.goes_on):
-                if queue and queue[0][0] < following_ns:
-                    following_ns = queue[0][0]
-        return following_ns
+        network_ns, due = self.fabric.next_event_ns, self._due
+        return due[0][0] if due and due[0][0] < network_ns else network_ns
 
     def advance(self, now_ns: int) -> None:
-        """Do what is due at ``now_ns``."""
-        fabric, rounds = self.fabric, self._rounds
-        while fabric.next_event_ns <= now_ns or (rounds and rounds[0][0] <= now_ns):
-            for name in fabric.advance(now_ns) if fabric.next_event_ns <= now_ns else ():
-                if name.startswith(CARD):
-                    self.card_flow_ended(name, now_ns)
-                else:
-                    self._flow_ended(self.all[int(name)], now_ns)
-            while rounds and rounds[0][0] <= now_ns:
-                one = self.all[heapq.heappop(rounds)[1]]
-                if one.phase is Phase.PRE and one.copying is Copying.BETWEEN:
-                    self._start_round(one, now_ns)
-        while self._deadlines and self._deadlines[0][0] <= now_ns:
-            self._timed_out(self.all[heapq.heappop(self._deadlines)[1]], now_ns)
-        while self.goes_on and self.goes_on[0][0] <= now_ns:
-            one = self.all[heapq.heappop(self.goes_on)[1]]
-            if one.phase is Phase.DRAINING and one.broken_ns >= 0:
-                drain(self, one, now_ns)
-        while self._again and self._again[0][0] <= now_ns:
-            _, number, phase = heapq.heappop(self._again)
-            self._say_again(self.all[number], phase, now_ns)
+        """Do what is due at ``now_ns``, and what comes of that: what the network brings first."""
+        fabric, due = self.fabric, self._due
+        while True:
+            if fabric.next_event_ns <= now_ns:
+                for name in fabric.advance(now_ns):
+                    if isinstance(name, int):
+                        self._flow_ended(self.all[name], now_ns)
+                    else:
+                        self.card_flow_ended(name, now_ns)
+            elif due and due[0][0] <= now_ns:
+                _, what, number, phase = heapq.heappop(due)
+                _DUE[what](self, self.all[number], phase, now_ns)
+            else:
+                return
+
+    def plan(self, time_ns: int, what: Due, one: Migration) -> None:
+        """Have a move do something at a time."""
+        heapq.heappush(self._due, (time_ns, what, one.number, one.phase))
 
     def receive(self, kind: str, fields: tuple[Any, ...], now_ns: int) -> None:
         """An answer of a host: the number of the migration, and what it says."""
@@ -179,8 +162,7 @@ class LiveMigrations:
             self.record.append(one.number, step.record)
         self._enter(one, step.to, now_ns)
         for command in step.told:
-            host, said = TOLD[command](self, one)
-            self.send(host, command, (one.number, one.order.vm, *said))
+            TELL[command](self, one)
         return True
 
     def _enter(self, one: Migration, phase: Phase, now_ns: int) -> None:
@@ -190,11 +172,7 @@ class LiveMigrations:
         one.silence = 0
         if self.patience.again_after_ns and phase is not Phase.SOURCE:
             one.unanswered = AWAITED.get(phase, frozenset())
-            heapq.heappush(self._again, (now_ns + self.patience.again_after_ns, one.number, phase))
-
-    def _tell(self, one: Migration, command: Command, now_ns: int) -> None:
-        host, fields = TOLD[command](self, one)
-        self.send(host, command, (one.number, one.order.vm, *fields))
+            self.plan(now_ns + self.patience.again_after_ns, Due.SILENCE, one)
 
     # The two hosts begin.
 
@@ -272,7 +250,7 @@ class LiveMigrations:
         assert one.guest is not None
         if self.settings.timeout_ns_per_gib:
             most_ns = round(self.settings.timeout_ns_per_gib * one.precopy.memory_bytes / (1 << 30))
-            heapq.heappush(self._deadlines, (now_ns + most_ns, one.number))
+            self.plan(now_ns + most_ns, Due.DEADLINE, one)
         if one.guest.migration_agent:
             # A page that firmware has swapped out is gone for its guest: nothing is copied while it runs.
             one.precopy.break_off(0, now_ns)
@@ -286,11 +264,16 @@ class LiveMigrations:
         slow_down(self, one)
         if begins_ns > now_ns:
             one.copying = Copying.BETWEEN
-            heapq.heappush(self._rounds, (begins_ns, one.number))
+            self.plan(begins_ns, Due.LOG_READ, one)
         else:
             self._start_round(one, now_ns)
 
     # Rounds.
+
+    def on_log_read(self, one: Migration, _: Phase, now_ns: int) -> None:
+        """The dirty log has been read: the next round begins, if one is to."""
+        if one.phase is Phase.PRE and one.copying is Copying.BETWEEN:
+            self._start_round(one, now_ns)
 
     def _start_round(self, one: Migration, now_ns: int) -> None:
         assert one.precopy is not None
@@ -338,7 +321,7 @@ class LiveMigrations:
         if verdict is Verdict.NEXT:
             slow_down(self, one)
             one.copying = Copying.BETWEEN
-            heapq.heappush(self._rounds, (now_ns + one.precopy.between_rounds_ns, one.number))
+            self.plan(now_ns + one.precopy.between_rounds_ns, Due.LOG_READ, one)
         elif verdict is Verdict.STOP:
             self.step(one, Event.ROUNDS_DONE, now_ns)
         elif verdict is Verdict.GO_AHEAD and not one.platforms:
@@ -349,7 +332,7 @@ class LiveMigrations:
         else:
             self.fail(one, Outcome.ROUND_CAP, now_ns, f"after {len(one.precopy.rounds)} rounds")
 
-    def _timed_out(self, one: Migration, now_ns: int) -> None:
+    def on_deadline(self, one: Migration, _: Phase, now_ns: int) -> None:
         """The copying has taken as long as it may."""
         agents = one.guest is not None and one.guest.migration_agent  # Their guest stands still from the first byte.
         if one.precopy is None or not (one.can_be_called_off if agents else one.phase is Phase.PRE):
@@ -410,7 +393,7 @@ class LiveMigrations:
         one.wire_ratio = max(_LEAST_RATIO, wire_bytes / max(1, size_bytes))
         one.flow_bytes = size_bytes
         one.wire_bytes += round(wire_bytes)
-        self.fabric.start(str(one.number), one.source, one.destination, wire_bytes, now_ns, cap)
+        self.fabric.start(one.number, one.source, one.destination, wire_bytes, now_ns, cap)
 
     def _tell_round(self, one: Migration) -> None:
         for host in one.unserved:
@@ -490,7 +473,7 @@ class LiveMigrations:
         end_flow(self, one, now_ns)
         one.unserved = {}
         if one.started_ns < 0:
-            self.admission.forget(str(one.number))
+            self.admission.forget(one.number)
         self.placement.settle(one.order.vm, moved=False)
         self.end(one, outcome, now_ns, reason)
 
@@ -506,7 +489,7 @@ class LiveMigrations:
             del self._by_vm[one.order.vm]
         if one.started_ns >= 0:
             for number in self.admission.release(one.source, one.destination):
-                self._begin(self.all[int(number)], now_ns)
+                self._begin(self.all[number], now_ns)
         over, one.over = one.over, None
         if over is not None:
             over(one, now_ns)
@@ -517,7 +500,12 @@ class LiveMigrations:
 
     # When messages are lost, and when the control plane itself crashes.
 
-    def _say_again(self, one: Migration, phase: Phase, now_ns: int) -> None:
+    def on_way_back(self, one: Migration, _: Phase, now_ns: int) -> None:
+        """There is a way again for a move that was broken off."""
+        if one.phase is Phase.DRAINING and one.broken_ns >= 0:
+            drain(self, one, now_ns)
+
+    def on_silence(self, one: Migration, phase: Phase, now_ns: int) -> None:
         """A host was not heard of for a while."""
         if one.phase is not phase or (phase in FINAL and not one.unanswered):
             return
@@ -532,8 +520,8 @@ class LiveMigrations:
                 self._tell_round(one)
             else:
                 for command in REPEATS.get(phase, ()):
-                    self._tell(one, command, now_ns)
-        heapq.heappush(self._again, (now_ns + self.patience.again_after_ns, one.number, phase))
+                    TELL[command](self, one)
+        self.plan(now_ns + self.patience.again_after_ns, Due.SILENCE, one)
 
     def restart(self, now_ns: int) -> None:
         """The control plane has crashed and comes back with its record and nothing else."""
@@ -542,7 +530,7 @@ class LiveMigrations:
             end_flow(self, one, now_ns)
             one.luggage, one.unserved = (), {}
             if one.number not in last:
-                self.admission.forget(str(one.number))
+                self.admission.forget(one.number)
                 self.placement.settle(one.order.vm, moved=False)
                 one.phase = Phase.ABORTED
                 self.end(one, Outcome.RESTARTED, now_ns, "before it had begun")
@@ -552,9 +540,13 @@ class LiveMigrations:
             if one.phase is Phase.DRAINING:
                 drain(self, one, now_ns)
             for command in REPEATS[one.phase]:
-                self._tell(one, command, now_ns)
+                TELL[command](self, one)
 
 
+_DUE: tuple[Callable[[LiveMigrations, Migration, Phase, int], None], ...] = (
+    LiveMigrations.on_log_read, LiveMigrations.on_deadline, LiveMigrations.on_way_back, LiveMigrations.on_silence,
+)  # fmt: skip
+"""What is done then, in the order of ``Due``."""
 _Answer = Callable[..., None]
 _ANSWERS: Mapping[str, _Answer] = {
     Report.READY: LiveMigrations.on_ready,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple
 
 from cluster.hand_over import Phase, Report
@@ -20,6 +20,15 @@ class Copying(StrEnum):
     """Both hosts have been told."""
     ROUND = "round"
     BETWEEN = "between rounds"
+
+
+class Due(IntEnum):
+    """What a move waits for in time; what is due at one time is done in this order."""
+
+    LOG_READ = 0
+    DEADLINE = 1
+    WAY_BACK = 2
+    SILENCE = 3
 
 
 class Outcome(StrEnum):

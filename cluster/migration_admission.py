@@ -23,24 +23,24 @@ class Admission:
     per_fleet: int
     _active: dict[str, int] = field(default_factory=dict)
     _total: int = 0
-    _lines: dict[str, list[tuple[int, str, str, str]]] = field(default_factory=dict)
+    _lines: dict[str, list[tuple[int, int, str, str]]] = field(default_factory=dict)
     _came: int = 0
     _waiting: int = 0
     """How many stand in lines."""
 
-    def ask(self, name: str, source: str, destination: str) -> bool:
+    def ask(self, number: int, source: str, destination: str) -> bool:
         """Whether a migration may begin now; if not it stands in line, and ``release`` will name it."""
         self._came += 1
-        return self._try((self._came, name, source, destination))
+        return self._try((self._came, number, source, destination))
 
-    def release(self, source: str, destination: str) -> list[str]:
+    def release(self, source: str, destination: str) -> list[int]:
         """One is over; those that may begin now, oldest first, already counted in."""
         self._total -= 1
         for host in (source, destination):
             self._active[host] -= 1
         if not self._waiting:
             return []
-        admitted: list[tuple[int, str]] = []
+        admitted: list[tuple[int, int]] = []
         keys = (_FLEET, source, destination)
         while waiting := [(line[0], key) for key in keys if (line := self._lines.get(key)) and self._free(key)]:
             first, key = min(waiting)
@@ -48,13 +48,13 @@ class Admission:
             self._waiting -= 1
             if self._try(first):
                 admitted.append(first[:2])
-        return [name for _, name in sorted(admitted)]
+        return [number for _, number in sorted(admitted)]
 
-    def forget(self, name: str) -> None:
+    def forget(self, number: int) -> None:
         """One that stands in line is not wanted any more."""
         for line in self._lines.values():
             for entry in line:
-                if entry[1] == name:
+                if entry[1] == number:
                     line.remove(entry)
                     self._waiting -= 1
                     heapq.heapify(line)
@@ -65,7 +65,7 @@ class Admission:
             return not self.per_fleet or self._total < self.per_fleet
         return not self.per_host or self._active.get(key, 0) < self.per_host
 
-    def _try(self, entry: tuple[int, str, str, str]) -> bool:
+    def _try(self, entry: tuple[int, int, str, str]) -> bool:
         _, _, source, destination = entry
         active, most = self._active, self.per_host
         at_source, at_destination = active.get(source, 0), active.get(destination, 0)

@@ -13,42 +13,63 @@ from node.migration_frames import Stream
 if TYPE_CHECKING:
     from cluster.live_migration import LiveMigrations
 
-Told = tuple[str, tuple[object, ...]]
+def _begin(live: LiveMigrations, one: Migration) -> None:
+    settings = live.settings
+    said = one.number, one.order.vm, one.destination, settings.let_go_within_ns, settings.zero_share is not None
+    live.send(one.source, Command.BEGIN, said)
 
 
-def _keep(_: LiveMigrations, one: Migration) -> Told:
+def _keep(live: LiveMigrations, one: Migration) -> None:
     assert one.guest is not None
-    return one.destination, (one.source, GuestBody(one.guest))
+    live.send(one.destination, Command.KEEP, (one.number, one.order.vm, one.source, GuestBody(one.guest)))
 
 
-def _stop(_: LiveMigrations, one: Migration) -> Told:
+def _stop(live: LiveMigrations, one: Migration) -> None:
     assert one.precopy is not None
-    return one.source, (one.precopy.began_ns,)
+    live.send(one.source, Command.STOP, (one.number, one.order.vm, one.precopy.began_ns))
 
 
-def _come(live: LiveMigrations, one: Migration) -> Told:
+def _come(live: LiveMigrations, one: Migration) -> None:
     frames, digests, books = one.luggage
     if not live.patience.again_after_ns:
         one.luggage = ()
     if live.wire is not None:
         frames = live.wire(one.order.vm, frames.made() if isinstance(frames, Stream) else frames)
-    return one.destination, (frames, digests, books)
+    live.send(one.destination, Command.COME, (one.number, one.order.vm, frames, digests, books))
 
 
-TOLD: Mapping[Command, Callable[[LiveMigrations, Migration], Told]] = {
-    Command.BEGIN: lambda live, one: (
-        one.source, (one.destination, live.settings.let_go_within_ns, live.settings.zero_share is not None)
-    ),
+def _go(live: LiveMigrations, one: Migration) -> None:
+    live.send(one.destination, Command.GO, (one.number, one.order.vm))
+
+
+def _destroy(live: LiveMigrations, one: Migration) -> None:
+    live.send(one.destination, Command.DESTROY, (one.number, one.order.vm))
+
+
+def _stay(live: LiveMigrations, one: Migration) -> None:
+    live.send(one.source, Command.STAY, (one.number, one.order.vm, live.wants_answer(one)))
+
+
+def _leave(live: LiveMigrations, one: Migration) -> None:
+    live.send(one.source, Command.LEAVE, (one.number, one.order.vm, live.wants_answer(one)))
+
+
+def _give_back(live: LiveMigrations, one: Migration) -> None:
+    live.send(one.destination, Command.GIVE_BACK, (one.number, one.order.vm, live.wants_answer(one)))
+
+
+TELL: Mapping[Command, Callable[[LiveMigrations, Migration], None]] = {
+    Command.BEGIN: _begin,
     Command.KEEP: _keep,
     Command.STOP: _stop,
     Command.COME: _come,
-    Command.GO: lambda _, one: (one.destination, ()),
-    Command.DESTROY: lambda _, one: (one.destination, ()),
-    Command.STAY: lambda live, one: (one.source, (live.wants_answer(one),)),
-    Command.LEAVE: lambda live, one: (one.source, (live.wants_answer(one),)),
-    Command.GIVE_BACK: lambda live, one: (one.destination, (live.wants_answer(one),)),
+    Command.GO: _go,
+    Command.DESTROY: _destroy,
+    Command.STAY: _stay,
+    Command.LEAVE: _leave,
+    Command.GIVE_BACK: _give_back,
 }
-"""Whom a command goes to, and what it says besides the move's number and the VM."""
+"""Tells a host a command: the move's number, the VM, and what else there is to say."""
 
 AWAITED: Mapping[Phase, frozenset[Report]] = {
     Phase.DESTINATION: frozenset({Report.LEFT}),

@@ -6,7 +6,7 @@ They are read and nothing else: no result depends on whether somebody looked.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -14,24 +14,36 @@ from itertools import accumulate
 from cluster.hand_over import Phase
 from cluster.live_migration import LiveMigrations
 from cluster.migration import Migration, Outcome
+from node.migration_refusal import MigrationRefusal
 
-DOWNTIME_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
-"""KubeVirt's, of how long machines stood still."""
-BOUNDS_S = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600, 7200)
+BOUNDS_S = (0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600)
 """KubeVirt's, of the time from a migration's creation to each phase."""
+DOWNTIME_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32)
+"""Of downtimes, as pull request 17974 of kubevirt/kubevirt has them."""
 PENDING, SCHEDULING, RUNNING = "pending", "scheduling", "running"
 """KubeVirt's phases: in line, agreeing with both hosts, and copying or switching over."""
+_KEPT = 5
+"""Migrations of one machine that are over and that KubeVirt keeps."""
+
+_OF_THE_MOMENT = {
+    one.name
+    for one in (MigrationRefusal.UNDER_WAY, MigrationRefusal.ALREADY_THERE, MigrationRefusal.RECORD_FULL)
+}
+"""Refusals that say nothing of whether a machine can move."""
 
 
 @dataclass(frozen=True, slots=True)
 class MoveFigures:
     """One move under way. Bytes of memory, and bytes a second of virtual time."""
 
-    number: int
     vm: str
+    name: str
+    node: str
+    """Where the machine is taken to be."""
     source: str
     destination: str
-    started_s: float
+    started_s: float | None
+    """When its first byte could go, None for not yet."""
     total_bytes: int
     processed_bytes: int
     remaining_bytes: int
@@ -40,33 +52,46 @@ class MoveFigures:
     transfer_bytes_per_s: float
     rounds: int
     throttle_ratio: float
-    slowed_ratio: float
-    """Share of its time that the move costs the machine: throttled, logged, sealed by a handler, or awaiting pages."""
     expected_downtime_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class EndedMove:
-    """A move that is over. One that never began has no time of that, and one that failed no downtime."""
+    """The last move of one VM that is over, of those that came to copying."""
 
-    number: int
     vm: str
-    host: str
-    """Where the machine is after it."""
-    started_s: float | None
+    name: str
+    node: str
+    started_s: float
     ended_s: float
     succeeded: bool
-    refused: bool
-    """Its host will not or cannot move the VM."""
-    downtime_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Transitions:
-    """Times of moves as a histogram has them: from their order to a phase, or for which machines stood still."""
+class FinalMove:
+    """One of a VM's last moves that are over."""
+
+    vm: str
+    name: str
+    succeeded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LastDowntime:
+    """For how long a VM stood still in its last move that succeeded."""
+
+    vm: str
+    source: str
+    destination: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How long something took, as a histogram has it."""
 
     within: tuple[int, ...]
-    """Moves that took as long as each bound, or less."""
+    """What took as long as each bound, or less."""
     count: int
     sum_s: float
 
@@ -81,16 +106,14 @@ class MigrationFigures:
     """Moves that are over."""
     moves: tuple[MoveFigures, ...] = ()
     ended: tuple[EndedMove, ...] = ()
-    """Every one that is over, in the order in which somebody saw that."""
-    transitions: Mapping[str, Transitions] = field(default_factory=dict)
-    """By KubeVirt's names of phases."""
-    downtimes: Mapping[str, Transitions] = field(default_factory=dict)
-    """By the hosts that machines came from."""
-
-    @property
-    def last(self) -> tuple[EndedMove, ...]:
-        """Of each VM the last move that is over."""
-        return tuple({one.vm: one for one in self.ended}.values())
+    final: tuple[FinalMove, ...] = ()
+    bound: Mapping[tuple[str, str], bool] = field(default_factory=dict)
+    """Of each VM that was to move, and where it is: whether its host refused its last move."""
+    last_downtimes: tuple[LastDowntime, ...] = ()
+    downtimes: Mapping[str, Times] = field(default_factory=dict)
+    """Of moves that succeeded, by source, within ``DOWNTIME_BOUNDS_S``."""
+    transitions: Mapping[str, Times] = field(default_factory=dict)
+    """How long after they were ordered moves entered each of KubeVirt's phases, within ``BOUNDS_S``."""
 
 
 class MoveBooks:
@@ -101,9 +124,12 @@ class MoveBooks:
         self._seen = 0
         self._open: list[Migration] = []
         self._outcomes: Counter[str] = Counter()
-        self._ended: list[EndedMove] = []
-        self._times: dict[str, _Times] = {}
-        self._downtimes: dict[str, _Times] = {}
+        self._final: dict[str, deque[Migration]] = {}
+        self._copied: dict[str, Migration] = {}
+        self._moved: dict[str, Migration] = {}
+        """The last of each VM that came to copying, and that succeeded."""
+        self._times: dict[str, _Sum] = {}
+        self._downtimes: dict[str, _Sum] = {}
 
     def at(self, now_ns: int) -> MigrationFigures:
         """The figures at a virtual time."""
@@ -112,34 +138,40 @@ class MoveBooks:
         self._seen = len(every)
         phases = Counter({PENDING: 0, SCHEDULING: 0, RUNNING: 0})
         moves: list[MoveFigures] = []
-        times = {phase: one.copy() for phase, one in self._times.items()}
-        for one in [one for one in self._open if one.is_over]:
-            self._close(one, times)
+        # In order of time, whenever somebody looks.
+        for one in sorted([one for one in self._open if one.is_over], key=lambda one: (one.ended_ns, one.number)):
+            self._close(one)
         self._open = [one for one in self._open if not one.is_over]
+        times = {phase: one.copy() for phase, one in self._times.items()}
         for one in self._open:
-            _count(times, one)
+            _count(times, one, now_ns)
             phases[_phase(one)] += 1
             if one.precopy is not None:
                 moves.append(_move(self._live, one, now_ns))
-        transitions = {phase: some.told() for phase, some in times.items()}
-        downtimes = {host: some.told() for host, some in self._downtimes.items()}
-        ended = tuple(self._ended)
-        return MigrationFigures(dict(phases), dict(self._outcomes), tuple(moves), ended, transitions, downtimes)
+        there = {vm: node for vm in sorted(self._final) if (node := self._live.placement.host_of(vm)) is not None}
+        return MigrationFigures(
+            dict(phases), dict(self._outcomes), tuple(moves),
+            tuple(_ended(self._copied[vm], node) for vm, node in there.items() if vm in self._copied),
+            tuple(FinalMove(vm, _name(one), succeeded(one.outcome.value)) for vm in there for one in self._final[vm]),
+            {(vm, node): _is_bound(self._final[vm][-1]) for vm, node in there.items()},
+            tuple(
+                LastDowntime(vm, one.source, one.destination, _downtime_ns(one) / 1e9)
+                for vm, one in sorted(self._moved.items()) if vm in there
+            ),
+            {node: some.told() for node, some in self._downtimes.items()},
+            {phase: some.told() for phase, some in times.items()},
+        )  # fmt: skip
 
-    def _close(self, one: Migration, times: dict[str, _Times]) -> None:
+    def _close(self, one: Migration) -> None:
         self._outcomes[one.outcome.value] += 1
-        started_s = None if one.started_ns < 0 else one.started_ns / 1e9
-        good, refused = succeeded(one.outcome.value), one.outcome is Outcome.REFUSED
-        host, downtime_s = one.source, None
-        if good:
-            host, downtime_ns = one.destination, one.resumed_ns - one.stopped_ns
-            downtime_s = downtime_ns / 1e9
-            self._downtimes.setdefault(one.source, _Times(DOWNTIME_BOUNDS_S)).add(downtime_ns)
-        self._ended.append(
-            EndedMove(one.number, one.order.vm, host, started_s, one.ended_ns / 1e9, good, refused, downtime_s)
-        )
-        for some in (self._times, times):
-            _count(some, one)
+        vm = one.order.vm
+        self._final.setdefault(vm, deque(maxlen=_KEPT)).append(one)
+        if one.precopy is not None:
+            self._copied[vm] = one
+        if succeeded(one.outcome.value):
+            self._moved[vm] = one
+            self._downtimes.setdefault(one.source, _Sum(DOWNTIME_BOUNDS_S)).add(_downtime_ns(one))
+        _count(self._times, one, one.ended_ns)
 
 
 def succeeded(outcome: str) -> bool:
@@ -147,8 +179,29 @@ def succeeded(outcome: str) -> bool:
     return outcome == Outcome.COMPLETED.value
 
 
+def _name(one: Migration) -> str:
+    """What KubeVirt would call it: the name of an object."""
+    return f"migration-{one.number}"
+
+
+def _is_bound(one: Migration) -> bool:
+    """Whether the end of its last move says that a machine cannot be moved."""
+    return one.outcome is Outcome.REFUSED and one.reason not in _OF_THE_MOMENT
+
+
+def _ended(one: Migration, node: str) -> EndedMove:
+    assert one.precopy is not None
+    began_s = one.precopy.began_copying_ns / 1e9
+    return EndedMove(one.order.vm, _name(one), node, began_s, one.ended_ns / 1e9, succeeded(one.outcome.value))
+
+
+def _downtime_ns(one: Migration) -> int:
+    return one.resumed_ns - one.stopped_ns
+
+
 def _entered(one: Migration) -> Iterator[tuple[str, int]]:
-    """KubeVirt's phases that a move has entered, and when (ns)."""
+    """KubeVirt's phases that a move has entered, or is about to, and when (ns)."""
+    yield "Pending", one.ordered_ns
     if one.started_ns >= 0:
         yield "Scheduling", one.started_ns
     if one.precopy is not None:
@@ -157,31 +210,32 @@ def _entered(one: Migration) -> Iterator[tuple[str, int]]:
         yield "Succeeded" if succeeded(one.outcome.value) else "Failed", one.ended_ns
 
 
-class _Times:
-    """Moves by the first bound that their times (ns) are within, and the sum of those."""
+class _Sum:
+    """Times by the first bound that they are within, and their sum (ns)."""
 
     def __init__(self, bounds_s: tuple[float, ...]) -> None:
         self._bounds_s = bounds_s
         self._counts = [0] * (len(bounds_s) + 1)
         self._sum_ns = 0
 
-    def copy(self) -> _Times:
-        other = _Times(self._bounds_s)
+    def add(self, took_ns: int) -> None:
+        self._counts[bisect_left(self._bounds_s, took_ns / 1e9)] += 1
+        self._sum_ns += took_ns
+
+    def copy(self) -> _Sum:
+        other = _Sum(self._bounds_s)
         other._counts, other._sum_ns = list(self._counts), self._sum_ns
         return other
 
-    def add(self, time_ns: int) -> None:
-        self._counts[bisect_left(self._bounds_s, time_ns / 1e9)] += 1
-        self._sum_ns += time_ns
-
-    def told(self) -> Transitions:
+    def told(self) -> Times:
         within = tuple(accumulate(self._counts))
-        return Transitions(within[:-1], within[-1], self._sum_ns / 1e9)
+        return Times(within[:-1], within[-1], self._sum_ns / 1e9)
 
 
-def _count(times: dict[str, _Times], one: Migration) -> None:
+def _count(times: dict[str, _Sum], one: Migration, now_ns: int) -> None:
     for phase, at_ns in _entered(one):
-        times.setdefault(phase, _Times(BOUNDS_S)).add(at_ns - one.ordered_ns)
+        if at_ns <= now_ns:
+            times.setdefault(phase, _Sum(BOUNDS_S)).add(at_ns - one.ordered_ns)
 
 
 def _phase(one: Migration) -> str:
@@ -195,14 +249,15 @@ def _move(live: LiveMigrations, one: Migration, now_ns: int) -> MoveFigures:
     rounds, now_bytes, rate = one.precopy.rounds, 0, 0.0
     sent, left = _beside_rounds(one)
     if one.flows:
-        now_bytes = round(live.fabric.moved(str(one.number), now_ns) / one.wire_ratio)
-        rate = live.fabric.rate(str(one.number)) / one.wire_ratio
+        now_bytes = round(live.fabric.moved(one.number, now_ns) / one.wire_ratio)
+        rate = live.fabric.rate(one.number) / one.wire_ratio
     dirty = rounds[-1].dirty_bytes_per_s if rounds else 0.0
-    slowed = one.pace[1] if one.phase is Phase.DRAINING else one.slowed[0]
+    began_ns = one.precopy.began_copying_ns
     return MoveFigures(
-        one.number, one.order.vm, one.source, one.destination, one.started_ns / 1e9, one.precopy.memory_bytes,
+        one.order.vm, _name(one), live.placement.host_of(one.order.vm) or one.source, one.source, one.destination,
+        began_ns / 1e9 if began_ns <= now_ns else None, one.precopy.memory_bytes,
         one.precopy.sent_bytes + sent + now_bytes, max(0, left - now_bytes), dirty, rate, len(rounds),
-        one.precopy.throttle, slowed, one.precopy.expected_downtime_ns / 1e9,
+        one.precopy.throttle, one.precopy.expected_downtime_ns / 1e9,
     )  # fmt: skip
 
 

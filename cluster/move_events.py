@@ -1,47 +1,87 @@
-"""What became of VMs' moves, as records of an event log: each one's order, its phases, its rounds and its end."""
+"""What becomes of migrations, as records of an event log: made when a run is over, from what the moves remember.
+
+They are the control plane's, about the VM that is to move, and no part of a digest. That its vCPUs are slowed down
+is in the log of the host that does so (``node/host_events.py``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from cluster.migration import Migration, Outcome
 from cluster.tables import EVENTS
-from node.host_events import EVENT_KINDS, HostEvent
+from node.host_events import EventKind
 from node.record_buffer import LogWish
 
-CONTROL_PLANE = "control plane"
-"""Where they are recorded."""
-_Fields = tuple[int, HostEvent, int | None, int, int, str | None]
-"""When, what, how long it took, its two figures, and what is said of it."""
+WHERE = "control"
+"""In the place of a host."""
+
+
+class MoveEvent(StrEnum):
+    """The kinds, by the word that a log has for them."""
+
+    ASKED = "move asked"
+    BEGUN = "move begun"
+    PHASE = "move phase"
+    ROUND = "move round"
+    DONE = "move done"
+    FAILED = "move failed"
+
+
+MOVE_KINDS: Mapping[MoveEvent, EventKind] = {
+    MoveEvent.ASKED: EventKind(MoveEvent.ASKED, "migration", text="to"),
+    MoveEvent.BEGUN: EventKind(MoveEvent.BEGUN, "migration", text="hosts"),
+    MoveEvent.PHASE: EventKind(MoveEvent.PHASE, "migration", text="phase"),
+    MoveEvent.ROUND: EventKind(MoveEvent.ROUND, "bytes", "bytes left", text="round", takes_time=True),
+    MoveEvent.DONE: EventKind(MoveEvent.DONE, "migration", "downtime_ns", text="outcome"),
+    MoveEvent.FAILED: EventKind(MoveEvent.FAILED, "migration", text="outcome"),
+}
+
+
+class _Record(NamedTuple):
+    time_ns: int
+    event: MoveEvent
+    text: str
+    first: int
+    second: int = 0
+    took_ns: int | None = None
 
 
 def move_events(moves: Iterable[Migration], wish: LogWish, end_ns: int) -> pa.Table:
-    """The records of moves of those VMs that a log is asked for of, until a time."""
-    found: list[tuple[int, str, _Fields]] = []
-    for one in moves:
-        if wish.wants(one.order.vm):
-            found += [(fields[0], one.order.vm, fields) for fields in _of(one) if fields[0] <= end_ns]
-    found.sort(key=lambda one: one[0])
-    rows = [
+    """The table ``events`` of the moves of all VMs that somebody wished to know of, until ``end_ns``."""
+    told = [(one.order.vm, record) for one in moves if wish.wants(one.order.vm) for record in _records(one)]
+    told.sort(key=lambda one: one[1].time_ns)
+    rows: list[dict[str, Any]] = [
         {
-            "entity": vm, "time_ns": time_ns, "host": CONTROL_PLANE, "number": number,
-            "event": EVENT_KINDS[kind].word, "took_ns": took_ns, "first": first, "second": second, "text": text,
+            "entity": vm, "time_ns": record.time_ns, "host": WHERE, "number": number, "event": record.event.value,
+            "vm": None, "vcpu": None, "took_ns": record.took_ns, "first": record.first, "second": record.second,
+            "text": record.text,
         }
-        for number, (_, vm, (time_ns, kind, took_ns, first, second, text)) in enumerate(found)
+        for number, (vm, record) in enumerate(told) if record.time_ns <= end_ns
     ]  # fmt: skip
-    return pa.Table.from_pylist(rows, schema=EVENTS.arrow)
+    return EVENTS.build(rows)
 
 
-def _of(one: Migration) -> Iterator[_Fields]:
-    yield one.ordered_ns, HostEvent.MOVE, None, one.number, 0, "asked for"
-    for each in () if one.precopy is None else one.precopy.rounds:
+def _records(one: Migration) -> Iterator[_Record]:
+    """Of one move, in the order in which what happens at the same time happened."""
+    number = one.number
+    where = one.order.to or "anywhere"
+    yield _Record(
+        one.ordered_ns, MoveEvent.ASKED, f"{where}, drain of {one.order.drain}" if one.order.drain else where, number
+    )
+    if one.started_ns >= 0:
+        yield _Record(one.started_ns, MoveEvent.BEGUN, f"{one.source} to {one.destination}", number)
+    for place, each in enumerate([] if one.precopy is None else one.precopy.rounds):
         took_ns = each.ended_ns - each.began_ns
-        yield each.ended_ns, HostEvent.MOVE_ROUND, took_ns, each.size_bytes, each.left_bytes, None
+        yield _Record(each.ended_ns, MoveEvent.ROUND, str(place), each.size_bytes, each.left_bytes, took_ns)
     for phase, at_ns in one.history:
-        yield at_ns, HostEvent.MOVE, None, one.number, 0, phase.value
+        yield _Record(at_ns, MoveEvent.PHASE, phase.value, number)
     if one.is_over:
-        still_ns = one.resumed_ns - one.stopped_ns if one.outcome is Outcome.COMPLETED else 0
-        said = f"{one.outcome.value}: {one.reason}" if one.reason else one.outcome.value
-        yield one.ended_ns, HostEvent.MOVE_OVER, None, one.number, still_ns, said
+        done = one.outcome is Outcome.COMPLETED
+        outcome = f"{one.outcome.value}: {one.reason}" if one.reason else one.outcome.value
+        downtime_ns = one.resumed_ns - one.stopped_ns if done else 0
+        yield _Record(one.ended_ns, MoveEvent.DONE if done else MoveEvent.FAILED, outcome, number, downtime_ns)

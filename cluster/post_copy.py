@@ -36,7 +36,7 @@ def drain(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     missing = one.pulled_bytes - one.came_bytes
     at_once = not one.precopy.sent_bytes and not one.came_bytes
     live.start_flow(one, missing, now_ns, min(one.zero_bytes, missing) if at_once else 0)
-    rate = max(1.0, live.fabric.rate(str(one.number)))
+    rate = max(1.0, live.fabric.rate(one.number))
     took_ns = max(1, round(missing * one.wire_ratio * 1e9 / rate))
     faults, stalled = one.precopy.stalled_while(missing, took_ns, one.guest.vcpus, one.touched_ns)
     stalled = min(MOST_STALLED, max(0.0, stalled + one.owed_ns / took_ns))
@@ -117,7 +117,7 @@ def settle(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     one.faulted += faults
     one.touched_ns += pace * passed_ns
     one.faults = round(one.faulted)
-    moved = live.fabric.cancel(str(one.number), now_ns)
+    moved = live.fabric.cancel(one.number, now_ns)
     one.wire_bytes -= round(missing * one.wire_ratio - moved)
     one.came_bytes += min(missing, int(moved / one.wire_ratio))
     one.flows = False

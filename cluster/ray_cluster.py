@@ -557,8 +557,7 @@ def tell(address: str) -> None:
         facts = get_cluster_metadata(gcs)
         nodes = [info.node_manager_address for info in gcs.get_all_node_info(timeout=LOOK_S).values() if not info.state]
     except ray.exceptions.AuthenticationError:
-        mode = "RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        said: dict[str, object] = {"wrong": f"expected a token that it accepts (set {mode}), got none or another"}
+        said: dict[str, object] = {"wrong": "expected a token that it accepts, got one that it does not"}
     else:
         versions = (
             ("Ray", ray.__version__, facts["ray_version"]),

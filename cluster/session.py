@@ -86,11 +86,11 @@ class Session:
         self, scenario: Scenario, fleet: Fleet, outcome: CoordinatorResult, tables: Rows, started: float, log: LogWish
     ) -> Results:
         logs = tables.pop(EVENTS.name, [])
-        moves = fleet.control.migrations.all
-        events = event_table(logs, move_events(moves, log, outcome.reached_ns)) if log else None
         hosts = frozenset(row["host"] for row in tables.get("hosts", []))
         tables.setdefault("vms", []).extend(_rows_of_unplaced(fleet, tables.get("vms", []), hosts))
         fleet.control.migrations.close(outcome.reached_ns)
+        moves = fleet.control.migrations.all
+        events = event_table(logs, move_events(moves, log, outcome.reached_ns)) if log else None
         tables["migrations"] = [migration_row(one) for one in moves]
         tables["migration_phases"] = [row for one in moves for row in phase_rows(one)]
         tables["migration_rounds"] = [row for one in moves for row in round_rows(one)]

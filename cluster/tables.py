@@ -494,19 +494,19 @@ _DIGESTS = TableSchema(
 
 EVENTS = TableSchema(
     "events",
-    "One row per record of a host, a virtual machine or a move. A log and no result: it is not among TABLES.",
+    "One row per record of a host or a virtual machine. A log and no result: it is not among TABLES.",
     _columns(
         ("entity", _T, "", "whose record", "key"),
         ("time_ns", _I, "ns", "when it happened; when it ended, if it took time", "key"),
-        ("host", _T, "", "where it was recorded: a host, or the control plane", "key"),
-        ("number", _I, "1", "place in the log there", "key"),
-        ("event", _T, "", "kind of the record (node/host_events.py)"),
+        ("host", _T, "", "where it was recorded; control for the control plane", "key"),
+        ("number", _I, "1", "place in the log that it is from", "key"),
+        ("event", _T, "", "kind of the record (node/host_events.py; of moves cluster/move_events.py)"),
         ("vm", _T, "", "the virtual machine that a host's record is about", "optional"),
         ("vcpu", _I, "1", "which vCPU did it", "optional"),
         ("took_ns", _I, "ns", "how long it took", "optional"),
         ("first", _I, "1", "first figure; its meaning depends on the kind"),
         ("second", _I, "1", "second figure"),
-        ("text", _T, "", "demand, command, reason or launch digest", "optional"),
+        ("text", _T, "", "demand, command, reason, phase or launch digest", "optional"),
     ),
 )
 

@@ -12,19 +12,21 @@ from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
-from cluster.broken_rules import spoke_too_soon, wrong_advance
-from cluster.entity import NEVER, Entity, Message
-from cluster.inbox import ProtocolViolationError
+from cluster.broken_rules import spoke_too_soon, stood_still, wrong_advance, wrong_mail
+from cluster.entity import NEVER, ControlPlane, Entity, Message
 from cluster.slices import CALL_S, Slices
 
 _PART = 8
 """How many promises are looked at, on average, for each time that one goes on."""
+_ACTS = 16
+"""Of how many acts of the control plane one is timed."""
 
 
 class Stretch(NamedTuple):
-    """How far hosts came: events that they did, the first that is left, and when the control plane acts next."""
+    """How far hosts came: events that they did, the control plane's acts, the first event left, and its next act."""
 
     events: int
+    acts: int
     next_ns: int
     acts_ns: int
 
@@ -49,6 +51,8 @@ class Together:
         self._first.append((NEVER, len(self._next)))  # Nobody's, so that there is always a first.
         self._next.append(NEVER)
         heapify(self._first)
+        self._heard: list[Message] = []
+        """What hosts have said and the control plane has not acted on: a heap."""
         self._acted_ns = -1
         """When the control plane acted last."""
         self._often = self._patience = 1 + len(entities) // _PART
@@ -62,37 +66,22 @@ class Together:
         self._window_ns = 0
         """Where the last of them would have ended."""
 
-    def post(self, message: Message) -> None:
-        """Hand a message over. Raises ProtocolViolationError for one to nobody, or from the past."""
-        number = self._numbers.get(message.receiver)
-        if number is None:
-            raise ProtocolViolationError(f"{message.sender}: sent a message to {message.receiver}, which is not here")
-        self._entities[number].deliver(message)
-        time_ns = message.time_ns
-        if time_ns < self._next[number]:
-            self._next[number] = time_ns
-            heappush(self._first, (time_ns, number))
-        if time_ns < self._promises[number]:
-            self._promises[number] = time_ns
-            if time_ns < self._promised_ns:
-                self._promised_ns = time_ns
-
-    def go_on(
-        self, control_ns: int, heard: list[Message], act: Callable[[int], int], *, until_acted: bool = False
-    ) -> Stretch:
+    def go_on(self, control: ControlPlane, acts_ns: int, *, until_acted: bool = False) -> Stretch:
         """Have hosts go on, and the control plane act, until all are through or for as long as a call may take.
 
-        ``control_ns`` is when the control plane acts next. ``act`` has it do so and says when it will again. What hosts
-        say goes to ``heard``, a heap: it acts on the first of that too. With ``until_acted`` the call ends with an act.
+        ``acts_ns`` is when it acts next, at first of its own accord. With ``until_acted`` the call ends with an act.
+        Raises ProtocolViolationError for mail to nobody, or from the past, and where anybody breaks a promise.
         """
-        entities, following, first, promises = self._entities, self._next, self._first, self._promises
+        entities, numbers, following, first = self._entities, self._numbers, self._next, self._first
+        heard, promises, promised_ns, patience = self._heard, self._promises, self._promised_ns, self._patience
         end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
-        acts_ns, since_ns, done = control_ns, self._acted_ns, 0
-        promised_ns, patience = self._promised_ns, self._patience
         furthest_ns, windows, window_ns = self._furthest_ns, self.windows, self._window_ns
-        began_s = sliced_s = now_s = clock()
+        acted_ns, events, acts = self._acted_ns, 0, 0
+        began_s = sliced_s = before_s = now_s = clock()
         end_s = now_s + CALL_S
-        left = slices.events  # Until wall time is looked at.
+        # Wall time is looked at after so many events, and around one in so many acts, which stands for the others.
+        left, every = slices.events, 1 if until_acted else _ACTS
+        untimed = every
         while True:
             next_ns, number = first[0]
             if following[number] != next_ns:
@@ -102,11 +91,33 @@ class Together:
             if acts_ns < silent_ns and acts_ns < end_ns:
                 if now_s >= end_s:
                     break
-                since_ns, before_s = acts_ns, clock()
-                acts_ns = act(acts_ns)
-                promised_ns, now_s = self._promised_ns, clock()
-                took_s = now_s - before_s
-                began_s, sliced_s = began_s + took_s, sliced_s + took_s
+                acted_ns, acts, untimed = acts_ns, acts + 1, untimed - 1
+                messages = []
+                while heard and heard[0].time_ns == acted_ns:
+                    messages.append(heappop(heard))
+                if not untimed:
+                    before_s = clock()
+                mail, acts_ns = control.step(acted_ns, messages)
+                if not untimed:
+                    now_s = clock()
+                    took_s = every * (now_s - before_s)
+                    began_s, sliced_s, untimed = began_s + took_s, sliced_s + took_s, every
+                if acts_ns <= acted_ns:
+                    raise stood_still(acted_ns)
+                if heard and heard[0].time_ns < acts_ns:
+                    acts_ns = heard[0].time_ns
+                for message in mail:
+                    time_ns, to = message.time_ns, numbers.get(message.receiver)
+                    if to is None or time_ns < acted_ns + lookahead_ns:
+                        raise wrong_mail(message, acted_ns, here=to is not None)
+                    entities[to].deliver(message)
+                    if time_ns < following[to]:
+                        following[to] = time_ns
+                        heappush(first, (time_ns, to))
+                    if time_ns < promises[to]:
+                        promises[to] = time_ns
+                        if time_ns < promised_ns:
+                            promised_ns = time_ns
                 if until_acted:
                     end_s = now_s
                 continue
@@ -122,20 +133,20 @@ class Together:
             entity = entities[number]
             while True:
                 # One entity after another, not slice about: what an entity needs is in the processor's caches.
-                reached_ns, next_ns, promise_ns, events, said = entity.advance(horizon_ns, left)
-                if not events or reached_ns > horizon_ns:
-                    raise wrong_advance(entity.name, events, horizon_ns, reached_ns)
-                done += events
+                reached_ns, next_ns, promise_ns, done, said = entity.advance(horizon_ns, left)
+                if not done or reached_ns > horizon_ns:
+                    raise wrong_advance(entity.name, done, horizon_ns, reached_ns)
                 for message in said:
                     time_ns = message.time_ns
-                    if time_ns < promises[number] or time_ns <= since_ns:
-                        raise spoke_too_soon(message, promises[number], since_ns)
+                    if time_ns < promises[number] or time_ns <= acted_ns:
+                        raise spoke_too_soon(message, promises[number], acted_ns)
                     heappush(heard, message)
                     if time_ns < acts_ns:
                         acts_ns = time_ns
                 # Nothing is said without an event.
                 promises[number] = next_ns if next_ns > promise_ns else promise_ns
-                left -= events
+                events += done
+                left -= done
                 if left > 0:
                     break
                 now_s = clock()
@@ -152,11 +163,10 @@ class Together:
             if not patience:
                 # Quiet fleets go far on what all promise, and looking at that now and then costs others little.
                 patience, promised_ns = self._often, min(promises)
-                self._promised_ns = promised_ns
-        self._acted_ns, self._patience, self._furthest_ns = since_ns, patience, furthest_ns
-        self.windows, self._window_ns = windows, window_ns
-        self.busy_s += clock() - began_s
-        return Stretch(done, next_ns, acts_ns)
+        self._acted_ns, self._patience, self._promised_ns = acted_ns, patience, promised_ns
+        self._furthest_ns, self.windows, self._window_ns = furthest_ns, windows, window_ns
+        self.busy_s += max(0.0, clock() - began_s)
+        return Stretch(events, acts, next_ns, acts_ns)
 
     def level(self, reached_ns: int) -> int:
         """Have all go as far as any went, if that does not take longer than a call may; how far all are then.

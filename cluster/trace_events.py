@@ -4,8 +4,8 @@ Trace Event Format (Google, the document named "Trace Event Format"): an object
 with ``traceEvents``; times in microseconds, here with three decimals; ``X``
 slices on one track must nest, ``i`` instants have a scope, ``M`` events name
 processes and threads. The entity is a process. Its tracks are threads: each
-vCPU with its phases and batches, the security processor with its commands, and
-for every stay of a VM on a host what became of it there.
+vCPU with its phases and batches, the security processor with its commands, for
+every stay of a VM on a host what became of it there, and how it was moved.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TextIO
 
 from cluster.entity_trace import EntityTrace
 from cluster.event_lines import Event, figures
-from cluster.move_events import CONTROL_PLANE
+from cluster.move_events import MoveEvent
 from node.host_events import EVENT_KINDS, HostEvent
 
 _PID = 1
@@ -34,8 +34,9 @@ _BEGINS: Mapping[str, str | None] = {
 
 _PSP = _WORD[HostEvent.PSP_COMMAND]
 _PSP_TRACK = "security processor"
-_MOVES = "moves"
-"""The track of what the control plane records, and of rounds."""
+_MOVES = frozenset(MoveEvent)
+_MOVE_TRACK = "migration"
+_ROUND_TRACK = "rounds of migration"
 
 
 def write_trace_events(stream: TextIO, trace: EntityTrace) -> int:
@@ -78,8 +79,12 @@ def _order(track: str) -> tuple[int, int, str]:
 
 def _drawn(rows: Iterable[Event], trace: EntityTrace, tracks: _Tracks) -> Iterator[dict[str, object]]:
     stays: dict[str, tuple[str, int]] = {}
+    move = _Move(trace.from_ns)
     for row in rows:
         word, time_ns = str(row["event"]), _int(row["time_ns"])
+        if word in _MOVES:
+            yield from move.drawn(row, time_ns, tracks)
+            continue
         stay = _stay(row, trace.entity)
         if word in _BEGINS:
             thread = tracks.thread(stay)
@@ -95,14 +100,49 @@ def _drawn(rows: Iterable[Event], trace: EntityTrace, tracks: _Tracks) -> Iterat
         elif row["took_ns"] is not None:
             took_ns = _int(row["took_ns"])
             name = str(row["text"] or word)
-            thread = tracks.thread(_MOVES if row["vcpu"] is None else f"vCPU {row['vcpu']}")
-            yield _slice(name, word, time_ns - took_ns, took_ns, thread, figures(row))
+            yield _slice(name, word, time_ns - took_ns, took_ns, tracks.thread(f"vCPU {row['vcpu']}"), figures(row))
         else:
-            here = _MOVES if row["host"] == CONTROL_PLANE else stay
-            track = here if row["vcpu"] is None else f"vCPU {row['vcpu']}"
+            track = stay if row["vcpu"] is None else f"vCPU {row['vcpu']}"
             yield _instant(word, time_ns, tracks.thread(track), figures(row))
+    yield from move.left(trace.to_ns, tracks)
     for stay, (part, since_ns) in stays.items():
         yield from _part(part, since_ns, trace.to_ns, tracks.thread(stay), trace.from_ns)
+
+
+class _Move:
+    """The present move of a VM as parts of its track, one for each phase, and its rounds."""
+
+    def __init__(self, from_ns: int) -> None:
+        self._from_ns = from_ns
+        self._number: int | None = None
+        self._part = ("", 0)
+
+    def drawn(self, row: Event, time_ns: int, tracks: _Tracks) -> Iterator[dict[str, object]]:
+        word, first = str(row["event"]), _int(row["first"])
+        if word == MoveEvent.ROUND:
+            if time_ns >= self._from_ns:
+                took_ns, name = _int(row["took_ns"]), f"round {row['text']}"
+                thread = tracks.thread(_ROUND_TRACK)
+                yield _slice(name, "move", time_ns - took_ns, took_ns, thread, figures(row))
+            return
+        thread = tracks.thread(_MOVE_TRACK)
+        if word == MoveEvent.ASKED and self._number is None:
+            self._number, self._part = first, ("in line", time_ns)
+        elif word in _NEXT_PART and self._number == first:
+            yield from _part(*self._part, time_ns, thread, self._from_ns)
+            self._part = str(row["text"]), time_ns
+            if word != MoveEvent.PHASE:
+                self._number = None
+        if time_ns >= self._from_ns:
+            yield _instant(word, time_ns, thread, figures(row))
+
+    def left(self, end_ns: int, tracks: _Tracks) -> Iterator[dict[str, object]]:
+        """What the end of the trace finds under way."""
+        if self._number is not None:
+            yield from _part(*self._part, end_ns, tracks.thread(_MOVE_TRACK), self._from_ns)
+
+
+_NEXT_PART = frozenset({MoveEvent.PHASE, MoveEvent.DONE, MoveEvent.FAILED})
 
 
 def _stay(row: Event, entity: str) -> str:

@@ -233,7 +233,8 @@ class Arrivals:
         guest = self._host.guests[name]
         if guest.state is GuestState.RUNNING:
             self._host.contention.advance(self._host.clock.now_ns)
-            slow_down(self._host.vcpus, guest, Throttle(standing_still, 0.0) if standing_still else None)
+            throttle = Throttle(standing_still, 0.0) if standing_still else None
+            slow_down(self._host.vcpus, guest, throttle, self._host.clock.now_ns)
             self._host.clock.settle()
 
     def abandon(self, name: str) -> None:

@@ -175,7 +175,7 @@ class Departures:
         guest = departure.guest
         if guest.state is GuestState.RUNNING:
             self._host.contention.advance(self._host.clock.now_ns)
-            slow_down(self._host.vcpus, guest, Throttle(standing_still, most_bytes_per_s))
+            slow_down(self._host.vcpus, guest, Throttle(standing_still, most_bytes_per_s), self._host.clock.now_ns)
             self._host.clock.settle()
             self._changed(departure)
 
@@ -237,7 +237,7 @@ class Departures:
         if departure.asked and guest.state not in GONE:
             self._host.tasks.run(self._host.hypervisor.ask_devices(name, False), guest, lambda _: None)
         if guest.throttle is not None:
-            slow_down(self._host.vcpus, guest, None)
+            slow_down(self._host.vcpus, guest, None, self._host.now_ns)
         chain = departure.chain
 
         def goes_on(_: object = None) -> None:

@@ -9,7 +9,7 @@ that reaches them unless ``node.dimm_routes`` leads elsewhere.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -215,6 +215,12 @@ class DimmCells:
     def let_go(self, spa: int) -> None:
         """No longer tell the owner of the kept range that begins here."""
         self._kept.let_go(spa)
+        self._plain_end = self._kept.first
+
+    def let_go_all(self, starts: Iterable[int]) -> None:
+        """The same of several ranges."""
+        for spa in starts:
+            self._kept.let_go(spa)
         self._plain_end = self._kept.first
 
     def watch(self, page: int, tell: Watcher) -> bool:
@@ -452,7 +458,8 @@ class DimmCells:
         first, last = spa // PAGE_BYTES, -(-(spa + length) // PAGE_BYTES)
         region = first // _REGION_PAGES
         if last <= (region + 1) * _REGION_PAGES:
-            return region in written and written[region] & _part_of(region, first, last) != 0
+            bits = written.get(region)
+            return bits is not None and bits & _part_of(region, first, last) != 0
         end = -(-last // _REGION_PAGES)
         if end - region > len(written):
             # Looked for on the shorter side, as in ``_written_in``; between the edges every page counts.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from node.fault_answers import FAULTS
 from node.platform import Platform, Protection
 from node.vcpu import Vcpu, VcpuState
-from node.vmsa import load_registers, save_registers
+from node.vmsa import StoredArea, general_registers, load_registers, save_registers
 from psp.register_protection import NONCE_BYTES, is_asked_for, masked, with_nonce
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def store_registers(board: Board, vcpu: Vcpu) -> None:
     """Store a vCPU's general registers in its save area. Raises what an access without a key raises."""
     vm = vcpu.guest.spec.name
     if vm in board.unlaid.vms:
-        page = bytearray(board.unlaid.save_area(vm, vcpu.index))
-        save_registers(vcpu.registers, page)
-        board.unlaid.store_save_area(vm, vcpu.index, bytes(page))
+        board.unlaid.store_registers(vm, vcpu.index, general_registers(vcpu.registers))
         return
     vmcb = board.vmcb(vm, vcpu.index)
     page = bytearray(board.save_areas.load(vmcb))
@@ -57,7 +55,7 @@ def store_registers(board: Board, vcpu: Vcpu) -> None:
     board.save_areas.store(vmcb, bytes(page))
 
 
-def stored_registers(board: Board, vcpu: Vcpu) -> bytes:
+def stored_registers(board: Board, vcpu: Vcpu) -> bytes | StoredArea:
     """The save area where they are. Raises likewise."""
     vm = vcpu.guest.spec.name
     if vm in board.unlaid.vms:

@@ -1,4 +1,4 @@
-"""What a host records, and the control plane of moves: the codes, and for each the names of its figures."""
+"""What a host records: the codes, and for each the names of its figures."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ class HostEvent(IntEnum):
     PSP_COMMAND = 100
     PHASE_CUT = 101
     EXITS = 102
-    MOVE = 103
-    MOVE_ROUND = 104
-    MOVE_OVER = 105
+    SLOWED = 103
 
 
 class Octets(Enum):
@@ -75,9 +73,7 @@ EVENT_KINDS: Mapping[HostEvent, EventKind] = {
     HostEvent.DEVICES: EventKind("devices", "1 let go, 2 settled", "trusted, a bit for each"),
     HostEvent.PHASE_CUT: EventKind("phase cut", "", "instructions", "demand", takes_time=True),
     HostEvent.EXITS: EventKind("exits", "batches of the hypervisor", takes_time=True),
-    HostEvent.MOVE: EventKind("move", "migration", text="phase"),
-    HostEvent.MOVE_ROUND: EventKind("round", "bytes", "bytes left", takes_time=True),
-    HostEvent.MOVE_OVER: EventKind("move over", "migration", "stood still_ns", "outcome"),
+    HostEvent.SLOWED: EventKind("slowed", "millionths of its time standing still", "bytes a second a vCPU may write"),
     HostEvent.PSP_COMMAND: EventKind("psp command", "", "waited_ns", "command", takes_time=True),
 }
 """Every kind of record. To add a kind, add a line: logs, what is printed of them and traces follow it."""

@@ -64,6 +64,8 @@ class MemoryController:
         """Told when what was read before is not to be remembered: keys came or went, or caches were flushed."""
         self._reserved = range(0)
         self._reserved_from = 1 << 64
+        self.answers_to = dram.size_bytes
+        """Up to here memory answers everywhere, whatever is beyond."""
 
     def reserve(self, spa: int, length: int) -> None:
         """Let no access reach a range any more, by whatever key: hardware has it to itself. Length 0 ends it.
@@ -72,6 +74,7 @@ class MemoryController:
         """
         self._reserved = range(spa, spa + length)
         self._reserved_from = spa if length else 1 << 64
+        self.answers_to = min(self._reserved_from, self._dram.size_bytes)
         self._changed()
 
     def _changed(self) -> None:

@@ -24,7 +24,7 @@ from node.operations import BLOCK_BYTES
 from node.packing import Unmade, packed
 from node.page_swaps import metadata_of
 from node.vm_state import MOST_VCPUS, Packet, Run, VmState, whole_runs
-from node.vmsa import VMSA_BYTES
+from node.vmsa import VMSA_BYTES, StoredArea
 from psp.secret_packet import PacketHeader
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
@@ -170,7 +170,8 @@ def _shape(state: VmState) -> tuple[object, ...] | None:
     if state.packets or state.sealed_areas or state.shared or state.told or len(pages) + len(blocks) > _MOST_IN_SHAPE:
         return None
     return (
-        len(state.vm.encode()), state.started, state.launched, state.reset_rips, *map(len, state.save_areas), None,
+        len(state.vm.encode()), state.started, state.launched, state.reset_rips,
+        *[VMSA_BYTES if type(one) is StoredArea else len(one) for one in state.save_areas], None,
         *[(gpa, len(data)) for gpa, data in pages], None, *[(lba, len(data)) for lba, data in blocks],
     )  # fmt: skip
 
@@ -192,7 +193,7 @@ def _bodies(state: VmState) -> list[tuple[FrameKind, object]]:
     amounts = (_amount(state.pages, PAGE_BYTES), _amount(state.blocks, BLOCK_BYTES), len(state.packets))
     return [
         (FrameKind.HEAD, (state.vm, state.started, state.launched, state.reset_rips)),
-        *[(FrameKind.REGISTERS, area) for area in enumerate(state.save_areas)],
+        *[(FrameKind.REGISTERS, area) for area in enumerate(map(bytes, state.save_areas))],
         *[(FrameKind.SEALED_REGISTERS, area) for area in state.sealed_areas],
         *([(FrameKind.TOLD, (state.shared, state.told))] if state.shared or state.told else []),
         *[(FrameKind.PAGES, runs) for runs in _bundles(state.pages, PAGE_BYTES, PAGE_BYTES)],

@@ -26,6 +26,7 @@ from node.guest_memory_map import GuestMemoryMap
 from node.hypervisor_port import Entered, HypervisorFigures
 from node.kernel_settings import KernelSettings
 from node.machine_spec import MachineSpec
+from node.packing import Unmade
 from node.port_window import PortWindow
 from node.program import Demand, ProgramSpec, Registers
 from node.svsm_memory import SvsmGuest
@@ -245,11 +246,15 @@ def _tuple_of(forms: list[Form]) -> Form:
 
 def _union(members: tuple[type, ...]) -> Form:
     """Scalars cross as they are, others as arrays that begin with their number."""
+    unmade = [one for one in members if issubclass(one, Unmade)]
+    members = tuple([one for one in members if not issubclass(one, Unmade)])
     scalars = frozenset(one for one in members if one in _SCALARS)
     if float in scalars:
         scalars |= {int}  # as everywhere in Python, a whole number will do
     kinds = {_NUMBER_OF[one]: _kind_form(one) for one in members if one not in _SCALARS}
     by_type = {KINDS[number]: form.pack for number, form in kinds.items()}
+    for one in unmade:  # They cross as what they stand for.
+        by_type[one] = one.made
     expected = " or ".join(sorted(getattr(one, "__name__", str(one)) for one in members))
 
     def pack(value: Any) -> Any:

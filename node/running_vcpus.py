@@ -87,7 +87,8 @@ class RunningVcpus:
             return
         self._scheduled.discard(who)
         self.preempted.discard(who)
-        self._off_thread(who)
+        if self._threads:
+            self._off_thread(who)
         self._use(who, None)
 
     def forget(self, vm: str) -> None:
@@ -97,14 +98,20 @@ class RunningVcpus:
                 self.vacate(thread)
 
     def _off_thread(self, who: Who) -> None:
-        if self._threads:
-            self._threads = {thread: one for thread, one in self._threads.items() if one != who}
+        for thread, one in list(self._threads.items()):
+            if one == who:
+                del self._threads[thread]
 
     def _use(self, who: Who, area: int | None) -> None:
-        before = self._areas.pop(who, None)
-        if area is not None:
+        before = self._areas.get(who)
+        if before == area:
+            return
+        if area is None:
+            del self._areas[who]
+        else:
             self._areas[who] = area
-        if before == area or (rmp := self._rmp()) is None:
+        rmp = self._rmp()
+        if rmp is None:
             return
         if before is not None and before not in self._areas.values():
             rmp.checks.leave(before)

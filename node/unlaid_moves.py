@@ -19,13 +19,14 @@ from node.frame_allocator import OutOfMemory
 from node.guest import Guest
 from node.guest_memory_map import Range, memory_map
 from node.hypervisor import SPARE_TABLES, Hypervisor
-from node.hypervisor_port import Entered, HypervisorPort, LaunchRefused
+from node.hypervisor_port import Entered, FillTask, HypervisorPort, LaunchRefused
 from node.hypervisor_tasks import HypervisorTasks
 from node.nested_table_pages import layout_of, table_pages
 from node.operation_cost import HostOperationCost
 from node.vm_place import VmPlace
 from node.vm_state import VmState
 from node.vm_transfer import PAUSE, RESUME, STOP, fill_at
+from node.vmsa import StoredArea
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 Refused = Callable[[LaunchRefused], None]
@@ -138,7 +139,7 @@ class UnlaidMoves:
         place = self._place(vm)
         if place is None or hypervisor is None or place.areas or state.blocks or not state.save_areas:
             return False
-        place.launched, areas = state.launched, list[tuple[int, bytes]]()
+        place.launched, areas = state.launched, list[tuple[int, bytes | StoredArea]]()
         for page in state.save_areas:
             ((spa, _),) = hypervisor.frames.allocate(PAGE_BYTES, PAGE_BYTES)
             place.areas += (spa,)
@@ -148,9 +149,10 @@ class UnlaidMoves:
             octets = unlaid.fill(vm, state.pages, areas)
             return None if octets is None else (place.entered(), octets)
 
-        self._tasks.spend(
-            guest, self._resume_ns, back, laid, refused, lambda: fill_at(hypervisor, spec, state, areas)
-        )
+        def task() -> FillTask:
+            return fill_at(hypervisor, spec, state, [(spa, bytes(page)) for spa, page in areas])
+
+        self._tasks.spend(guest, self._resume_ns, back, laid, refused, task)
         return True
 
     def depart(self, guest: Guest) -> bool:

@@ -26,6 +26,7 @@ from node.nested_table_pages import layout_of
 from node.platform import HostMode
 from node.rmp_faults import RmpFault
 from node.vm_state import Run
+from node.vmsa import StoredArea
 from psp.system_bus import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class _NowError(Exception):
 
 
 class _Unlaid:
-    __slots__ = ("areas", "contents", "done", "kept", "maps", "pages", "ram", "settled", "touched")
+    __slots__ = ("areas", "contents", "done", "kept", "maps", "pages", "ram", "settled", "stored", "touched")
 
     def __init__(self) -> None:
         self.done: list[op.HypervisorOperation | Later] = []
@@ -60,6 +61,8 @@ class _Unlaid:
         """The VM's memory, (SPA, length), as few pieces as there can be."""
         self.areas: dict[int, int] = {}
         """Save areas of the control blocks that were written."""
+        self.stored: dict[int, StoredArea] = {}
+        """Those in which exits have left registers since ``contents`` has them."""
         self.settled = False
         self.touched: Touch | None = None
         """Who is told of an access to what is kept."""
@@ -93,6 +96,7 @@ class UnlaidVms:
         """Answer a batch that the hypervisor issues for such a VM; with the first that cannot wait, none is put off."""
         board, one = self._board, self.vms[vm]
         answers: list[op.Answer] = []
+        self._write_registers(one)
         if board.observer is None:
             try:
                 for each in batch:
@@ -113,6 +117,7 @@ class UnlaidVms:
         board = self._board
         running = board.running
         self._let_go(one)
+        self._write_registers(one)
         seats = [
             (vcpu, area, running.thread_of((vm, vcpu)), running.is_scheduled((vm, vcpu)))
             for vcpu, area in one.areas.items()
@@ -152,17 +157,24 @@ class UnlaidVms:
         self._board.running.schedule((vm, vcpu), self.vms[vm].areas[vcpu])
         return 0
 
-    def save_area(self, vm: str, vcpu: int) -> bytes:
+    def save_area(self, vm: str, vcpu: int) -> bytes | StoredArea:
         """The registers of a vCPU that is off its core."""
         one = self.vms[vm]
-        return one.contents[one.areas[vcpu]]
+        return one.stored[vcpu] if vcpu in one.stored else one.contents[one.areas[vcpu]]
 
-    def store_save_area(self, vm: str, vcpu: int, page: bytes) -> None:
+    def store_registers(self, vm: str, vcpu: int, registers: tuple[int, ...]) -> None:
         """What its exit leaves there."""
         one = self.vms[vm]
-        spa = one.areas[vcpu]
-        one.contents[spa] = page
-        one.done.append(op.HostWrite(spa, page))
+        one.stored[vcpu] = StoredArea(one.contents[one.areas[vcpu]], registers)
+
+    @staticmethod
+    def _write_registers(one: _Unlaid) -> None:
+        """Write down what exits have left, as stores like others."""
+        for vcpu, area in one.stored.items():
+            spa, page = one.areas[vcpu], bytes(area)
+            one.contents[spa] = page
+            one.done.append(op.HostWrite(spa, page))
+        one.stored = {}
 
     # Whole batches of ``node.unlaid_moves``, which makes no operations of them. False where they cannot be put off,
     # with nothing changed.
@@ -187,7 +199,7 @@ class UnlaidVms:
         one.done.append(lambda: (op.NestedBuild(vm, (tables,), maps, False),))
         return True
 
-    def fill(self, vm: str, pages: Pages, areas: Sequence[tuple[int, bytes]]) -> bytes | None:
+    def fill(self, vm: str, pages: Pages, areas: Sequence[tuple[int, bytes | StoredArea]]) -> bytes | None:
         """The stores of pages, by GPA, and of save areas; control blocks; the loads of pages; and the first VMRUN.
 
         What the loads bring; None where it cannot be put off.
@@ -206,7 +218,7 @@ class UnlaidVms:
         consistent, before = board.vmrun_checks.consistent, len(one.kept)
         try:
             for spa, page in areas:
-                if len(page) != PAGE_BYTES or not consistent(Generation.PLAIN, 0, spa):
+                if (type(page) is bytes and len(page) != PAGE_BYTES) or not consistent(Generation.PLAIN, 0, spa):
                     _not_known()
                 self._keep(vm, one, spa, PAGE_BYTES)
         except _NowError:
@@ -215,9 +227,16 @@ class UnlaidVms:
                 del one.kept[spa]
             return None
         one.pages = pages
-        one.contents = laid | dict(areas)
-        one.areas = {vcpu: spa for vcpu, (spa, _) in enumerate(areas)}
-        one.done.append(lambda: _stores(vm, laid, areas))
+        whole = []
+        for vcpu, (spa, page) in enumerate(areas):
+            one.areas[vcpu] = spa
+            if type(page) is StoredArea:
+                one.stored[vcpu] = page
+                whole.append((spa, page.page))
+            else:
+                whole.append((spa, bytes(page)))
+        one.contents = laid | dict(whole)
+        one.done.append(lambda: _stores(vm, laid, whole))
         board.running.take((vm, 0), 0, one.areas[0])
         return b"".join(laid.values())
 
@@ -226,12 +245,14 @@ class UnlaidVms:
         one = self.of(vm)
         return None if one is None else one.pages
 
-    def read(self, vm: str, vcpus: int) -> tuple[tuple[bytes, ...], Pages] | None:
+    def read(self, vm: str, vcpus: int) -> tuple[tuple[bytes | StoredArea, ...], Pages] | None:
         """Save areas of its first vCPUs, and the same; None likewise."""
         one = self.of(vm)
         if one is None or one.pages is None:
             return None
-        return tuple([one.contents[one.areas[vcpu]] for vcpu in range(vcpus)]), one.pages
+        areas, stored, contents = one.areas, one.stored, one.contents
+        found = tuple([stored[vcpu] if vcpu in stored else contents[areas[vcpu]] for vcpu in range(vcpus)])
+        return found, one.pages
 
     def leave(self, vm: str, others: Sequence[int]) -> bool:
         """All of a VM's memory is cleared, with pages beside it of the hypervisor's own, and its control blocks go."""
@@ -253,12 +274,14 @@ class UnlaidVms:
     def _expect_reached(self, spa: int, length: int) -> None:
         """Only where the host may write."""
         board = self._board
+        controller, rmp = board.controller, board.rmp
         if (spa | length) % PAGE_BYTES or spa < 0 or length <= 0:
             raise _NowError
         try:
-            board.controller.expect(spa, length)
-            if board.rmp is not None:
-                board.rmp.check_host_write(spa, length)
+            if spa + length > controller.answers_to:
+                controller.expect(spa, length)
+            if rmp is not None:
+                rmp.check_host_write(spa, length)
         except (MachineCheck, RmpFault):
             raise _NowError from None
 
@@ -280,8 +303,7 @@ class UnlaidVms:
 
     def _let_go(self, one: _Unlaid) -> None:
         one.touched = None
-        for spa in one.kept:
-            self._board.dram.let_go(spa)
+        self._board.dram.cells.let_go_all(one.kept)
 
     def _touched(self, vm: str, one: _Unlaid) -> None:
         if self.vms.get(vm) is one:

@@ -573,7 +573,8 @@ class VcpuRunner:
         except FAULTS:  # Its key is gone: nothing keeps its registers, and no VMRUN would find them.
             self._power_off(guest, ExitCode.INVALID & 0xFF)
             return
-        self._board.leave(guest.spec.name, vcpu.index)
+        if vcpu.state is not VcpuState.PAUSED:  # Which left when it was halted.
+            self._board.leave(guest.spec.name, vcpu.index)
         vcpu.state, vcpu.out = VcpuState.PAUSED, False
         vcpu.registers = Registers()
         for thread in vcpu.threads:

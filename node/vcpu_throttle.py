@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from node.contention import PhaseLoad
+from node.host_events import HostEvent
 from node.vcpu import Vcpu, VcpuState
 
 if TYPE_CHECKING:
@@ -44,9 +45,11 @@ def held_load(vcpu: Vcpu, load: PhaseLoad, latency_ns: float) -> PhaseLoad:
     return throttle.held(load, latency_ns, written)
 
 
-def slow_down(runner: VcpuRunner, guest: Guest, throttle: Throttle | None) -> None:
+def slow_down(runner: VcpuRunner, guest: Guest, throttle: Throttle | None, now_ns: int) -> None:
     """Slow a VM down, or let it go at its own pace again: phases that run are entered anew."""
     guest.throttle = throttle
+    still, most = (throttle.standing_still, throttle.most_bytes_per_s) if throttle is not None else (0.0, 0.0)
+    guest.chain.note(now_ns, HostEvent.SLOWED, round(still * 1e6), round(most), 0)
     for vcpu in guest.vcpus:
         if vcpu.state is VcpuState.COMPUTING:
             runner.halt(vcpu, VcpuState.BLOCK)

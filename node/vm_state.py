@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import NamedTuple
 
+from node.vmsa import StoredArea
+
 MOST_VCPUS = 1024
 """Of a VM; what its vCPUs told at a VMPL follows that of those before by so many."""
 Run = tuple[int, bytes]
@@ -40,7 +42,7 @@ class VmState(NamedTuple):
     """
 
     vm: str
-    save_areas: tuple[bytes, ...]
+    save_areas: tuple[bytes | StoredArea, ...]
     started: tuple[bool, ...]
     launched: tuple[int, ...]
     reset_rips: tuple[int, ...]

@@ -111,7 +111,7 @@ Areas = list[tuple[int, bytes]]
 def take_areas(self: Hypervisor, record: LaunchedVm, state: VmState) -> Areas:
     """Take frames for the registers of a VM that came."""
     record.launched_gpas = state.launched
-    areas = [(self.small_page(record), area) for area in state.save_areas]
+    areas = [(self.small_page(record), bytes(area)) for area in state.save_areas]
     record.save_areas += [spa for spa, _ in areas]
     return areas
 

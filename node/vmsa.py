@@ -15,6 +15,7 @@ from enum import IntFlag
 from functools import cache
 from types import MappingProxyType
 
+from node.packing import Unmade
 from node.program import Registers
 
 VMSA_BYTES = 4096
@@ -123,19 +124,62 @@ _ELEVEN = struct.Struct("<11Q")
 _RIP, _RSP, _RAX, _RCX, _RBP = (VMSA_FIELDS[name].offset for name in ("RIP", "RSP", "RAX", "RCX", "RBP"))
 
 
+GENERAL_REGISTERS = (
+    "RIP", "RSP", "RAX", "RCX", "RDX", "RBX", "RBP", "RSI", "RDI",
+    "R8", "R9", "R10", "R11", "R12", "R13", "R14", "R15",
+)  # fmt: skip
+"""In the order in which a page holds them."""
+
+
 class VmsaError(ValueError):
     """Our caller handed in a page of another size or a register outside of 64 bits."""
 
 
-def load_registers(page: bytes | bytearray | memoryview, registers: Registers | None = None) -> Registers:
+def general_registers(registers: Registers) -> tuple[int, ...]:
+    """The general registers, in the order of ``GENERAL_REGISTERS``."""
+    r = registers
+    return (
+        r.rip, r.rsp, r.rax, r.rcx, r.rdx, r.rbx, r.rbp, r.rsi, r.rdi,
+        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15,
+    )  # fmt: skip
+
+
+class StoredArea(Unmade):
+    """A page in which an exit has left registers: they are stored there when somebody looks at it."""
+
+    __slots__ = ("page", "registers")
+
+    def __init__(self, page: bytes, registers: tuple[int, ...]) -> None:
+        self.page = page
+        """As it was before."""
+        self.registers = registers
+
+    def __len__(self) -> int:
+        return len(self.page)
+
+    def __bytes__(self) -> bytes:
+        page = bytearray(self.page)
+        _store(self.registers, page)
+        return bytes(page)
+
+    def made(self) -> bytes:
+        """The page."""
+        return bytes(self)
+
+
+def load_registers(page: bytes | bytearray | memoryview | StoredArea, registers: Registers | None = None) -> Registers:
     """The general registers of a page, as VMRUN loads them; into ``registers`` if given."""
-    if len(page) != VMSA_BYTES:
-        raise VmsaError(f"VMSA: expected {VMSA_BYTES} bytes, found {len(page)}")
     r = Registers() if registers is None else registers
+    if type(page) is StoredArea:
+        values = page.registers
+    elif len(page) == VMSA_BYTES:
+        values = _LOAD.unpack_from(page, _RIP)  # type: ignore[arg-type]  # no stored area
+    else:
+        raise VmsaError(f"VMSA: expected {VMSA_BYTES} bytes, found {len(page)}")
     (
         r.rip, r.rsp, r.rax, r.rcx, r.rdx, r.rbx, r.rbp, r.rsi, r.rdi,
         r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15,
-    ) = _LOAD.unpack_from(page, _RIP)  # fmt: skip
+    ) = values  # fmt: skip
     return r
 
 
@@ -143,19 +187,23 @@ def save_registers(registers: Registers, page: bytearray | memoryview) -> None:
     """Store the general registers into a page, as an exit does; every other byte stays."""
     if len(page) != VMSA_BYTES:
         raise VmsaError(f"VMSA: expected {VMSA_BYTES} bytes, found {len(page)}")
-    r = registers
+    _store(general_registers(registers), page)
+
+
+def _store(values: tuple[int, ...], page: bytearray | memoryview) -> None:
+    rip, rsp, rax, rcx, rdx, rbx, *eleven = values
     try:
-        eleven = _ELEVEN.pack(r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15)
-        three = _THREE.pack(r.rcx, r.rdx, r.rbx)
-        rip, rsp, rax = _ONE.pack(r.rip), _ONE.pack(r.rsp), _ONE.pack(r.rax)
+        of_rbp = _ELEVEN.pack(*eleven)
+        of_rcx = _THREE.pack(rcx, rdx, rbx)
+        of_rip, of_rsp, of_rax = _ONE.pack(rip), _ONE.pack(rsp), _ONE.pack(rax)
     except struct.error:
-        wrong = next(name for name in Registers.__slots__ if not _fits(getattr(registers, name)))
-        raise VmsaError(f"{wrong.upper()}: expected an unsigned 64-bit integer, found {getattr(r, wrong)!r}") from None
-    page[_RBP : _RBP + 88] = eleven
-    page[_RCX : _RCX + 24] = three
-    page[_RIP : _RIP + 8] = rip
-    page[_RSP : _RSP + 8] = rsp
-    page[_RAX : _RAX + 8] = rax
+        name, value = next(one for one in zip(GENERAL_REGISTERS, values, strict=True) if not _fits(one[1]))
+        raise VmsaError(f"{name}: expected an unsigned 64-bit integer, found {value!r}") from None
+    page[_RBP : _RBP + 88] = of_rbp
+    page[_RCX : _RCX + 24] = of_rcx
+    page[_RIP : _RIP + 8] = of_rip
+    page[_RSP : _RSP + 8] = of_rsp
+    page[_RAX : _RAX + 8] = of_rax
 
 
 def _fits(value: object) -> bool:

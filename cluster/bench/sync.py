@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.actor_layout import ActorLayout, packed
@@ -86,7 +86,7 @@ class Echo:
         """It has no timeline."""
         return NEVER
 
-    def step(self, now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    def step(self, now_ns: int, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
         """A letter back for each."""
         answers = []
         for message in messages:
@@ -94,7 +94,7 @@ class Echo:
             answers.append(
                 Message(now_ns + LOOKAHEAD_NS, "control", self._sequence, message.sender, "chat", message.payload)
             )
-        return tuple(answers)
+        return answers, NEVER
 
 
 def build_chatterbox(spec: bytes) -> Chatterbox:

@@ -55,6 +55,14 @@ def add_address(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def look_at_address(arguments: argparse.Namespace) -> None:
+    """Find out at once whether there is a cluster that may be joined: what a command needs takes seconds to load."""
+    from cluster.cluster_address import look_at
+
+    if arguments.address is not None and getattr(arguments, "layout", None) != "inline":
+        look_at(arguments.address)
+
+
 def whole_number(name: str, least: int, most: int) -> Callable[[str], int]:
     """A reader of whole numbers within bounds."""
 

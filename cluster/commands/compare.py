@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 
-from cluster.commands.arguments import add_layout, add_scenario, generation_list, whole_number
+from cluster.commands.arguments import add_layout, add_scenario, generation_list, look_at_address, whole_number
 from cluster.errors import UserError
 
 NAME = "compare"
@@ -51,6 +51,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the pairs and print them."""
+    look_at_address(arguments)
+
     from cluster.bundled_scenarios import in_file_of, load_scenario
     from cluster.ladder import climb
     from cluster.progress_line import progress_line

@@ -8,7 +8,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from cluster.commands.arguments import add_layout, add_scenario, duration_ns, whole_number
+from cluster.commands.arguments import add_layout, add_scenario, duration_ns, look_at_address, whole_number
 from cluster.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run, show, keep."""
+    look_at_address(arguments)
+
     from cluster.bundled_scenarios import load_scenario
     from cluster.commands.stopping import Stopping
     from cluster.errors import RunFailedError, ToolError

@@ -7,7 +7,7 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
-from cluster.commands.arguments import add_address, whole_number
+from cluster.commands.arguments import add_address, look_at_address, whole_number
 from cluster.errors import ToolError, UserError
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run, show, say what is missing."""
+    look_at_address(arguments)
+
     from cluster.commands.stopping import Stopping
 
     with Stopping() as stopping:

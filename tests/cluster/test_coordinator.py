@@ -284,8 +284,9 @@ def test_a_control_plane_that_undercuts_the_lookahead_is_named() -> None:
 class ShortLetter(ToyControl):
     """Writes to a host that is not there."""
 
-    def step(self, now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        return (Message(now_ns + LOOKAHEAD_NS, CONTROL, 1, "nobody", "letter"), *ToyControl.step(self, now_ns, ()))
+    def step(self, now_ns: int, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
+        mail, next_ns = super().step(now_ns, ())
+        return [Message(now_ns + LOOKAHEAD_NS, CONTROL, 1, "nobody", "letter"), *mail], next_ns
 
 
 def test_mail_for_nobody_is_named() -> None:
@@ -296,8 +297,8 @@ def test_mail_for_nobody_is_named() -> None:
 class Stuck(ToyControl):
     """Never gets its timeline done."""
 
-    def step(self, now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
-        return ()
+    def step(self, now_ns: int, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
+        return (), now_ns
 
 
 def test_a_control_plane_that_does_not_move_on_is_stopped() -> None:

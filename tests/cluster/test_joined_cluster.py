@@ -18,7 +18,7 @@ import pytest
 from cluster import process_family
 from cluster.actor_layout import ActorLayout
 from cluster.bundled_scenarios import bundled_text, load_scenario
-from cluster.cluster_address import AddressError, facts_of
+from cluster.cluster_address import AddressError, facts_of, look_at
 from cluster.code_bundle import code_root, own_papers
 from cluster.ray_cluster import ClusterError, RayCluster, Whereabouts
 from cluster.results import Results
@@ -226,6 +226,17 @@ def test_a_machine_that_is_lost_is_done_without_and_what_is_left_goes_on_after_t
 
 
 @pytest.mark.ray
+def test_a_token_for_a_cluster_that_asks_for_none_is_said_before_workers_fail_by_it(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one we would turn its workers away, which have none."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a-token-of-more-than-sixteen-letters")
+    with pytest.raises(AddressError, match=r"got one that asks for none$"), RayCluster(machines.address) as cluster:
+        cluster.start(1)
+
+
+@pytest.mark.ray
 def test_a_cluster_that_wants_a_token_says_so_and_lets_in_who_has_it(tmp_path: Path) -> None:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-more-than-sixteen-letters"}
     with ray_head(tmp_path, "127.0.0.1", token) as address:
@@ -236,6 +247,9 @@ def test_a_cluster_that_wants_a_token_says_so_and_lets_in_who_has_it(tmp_path: P
             for name, value in token.items():
                 patch.setenv(name, value)
             assert len(facts_of(address).nodes) == 1
+            patch.setenv("RAY_AUTH_TOKEN", "another-token-of-more-than-sixteen-letters")
+            with pytest.raises(AddressError, match=f"^{address}: expected a token that it accepts, got another$"):
+                look_at(address)
 
 
 SPACES = {f"sf-{os.getpid()}-1": "10.213.7.1", f"sf-{os.getpid()}-2": "10.213.7.2"}

@@ -1,5 +1,6 @@
 """Live figures of migrations say what is so, and looking at them changes no result."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,16 @@ from cluster.entity import Message
 from cluster.fleet import build_fleet
 from cluster.host_entity import build_host
 from cluster.inline_layout import InlineLayout
-from cluster.migration_figures import BOUNDS_S, DOWNTIME_BOUNDS_S, EndedMove, MigrationFigures, MoveBooks
+from cluster.migration_figures import (
+    BOUNDS_S,
+    DOWNTIME_BOUNDS_S,
+    EndedMove,
+    FinalMove,
+    LastDowntime,
+    MigrationFigures,
+    MoveBooks,
+    Times,
+)
 from cluster.migration_rows import migration_row
 from cluster.scenario import Scenario
 
@@ -31,7 +41,7 @@ def play(body: dict[str, Any], *, looks: bool) -> tuple[list[tuple[int, Migratio
         next_event_ns = staticmethod(fleet.control.next_event_ns)
 
         @staticmethod
-        def step(now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        def step(now_ns: int, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
             told = step(now_ns, messages)
             if looks:
                 seen.extend((at_ns, books.at(at_ns)) for at_ns in (now_ns, now_ns + 10**9))
@@ -60,22 +70,25 @@ def test_looking_changes_nothing_and_figures_add_up() -> None:
     assert {one.transfer_bytes_per_s for one in first} == {0.0, 125e6}  # The dirty log is turned on first.
     assert seen[-1][1].outcomes == {"completed": 1, "round cap": 1}
     last = seen[-1][1]
-    stood_s = rows[0]["downtime_ns"] / 1e9
-    assert last.ended == tuple(
-        EndedMove(
-            row["migration"], row["vm"], host, row["started_ns"] / 1e9, row["ended_ns"] / 1e9, good, refused=False,
-            downtime_s=stood_s if good else None,
-        )
-        for row, host, good in zip(rows, ("host-2", "host-1"), (True, False), strict=True)
-    )  # fmt: skip
-    (stood,) = last.downtimes.values()
-    assert (set(last.downtimes), stood.count, stood.sum_s) == ({"host-1"}, 1, stood_s)
-    assert stood.within == tuple(int(stood_s <= bound) for bound in DOWNTIME_BOUNDS_S)
+    # Each began when its first byte could go, and the first runs where it went, the second where it was.
+    began_s = [(row["started_ns"] + row["setup_ns"]) / 1e9 for row in rows]
+    assert set(last.ended) == {
+        EndedMove(row["vm"], f"migration-{row['migration']}", node, began, row["ended_ns"] / 1e9, succeeded=succeeded)
+        for row, began, node, succeeded in zip(rows, began_s, ("host-2", "host-1"), (True, False), strict=True)
+    }
+    assert last.final == (FinalMove("busy", "migration-1", False), FinalMove("vm", "migration-0", True))
+    assert last.bound == {("vm", "host-2"): False, ("busy", "host-1"): False}
+    downtime = rows[0]["downtime_ns"] / 1e9
+    assert last.last_downtimes == (LastDowntime("vm", "host-1", "host-2", downtime),)
+    assert last.downtimes == {
+        "host-1": Times(tuple(int(downtime <= bound) for bound in DOWNTIME_BOUNDS_S), 1, downtime)
+    }
     took_s = [(row["ended_ns"] - row["ordered_ns"]) / 1e9 for row in rows]
     for phase, took in zip(("Succeeded", "Failed"), took_s, strict=True):
         found = last.transitions[phase]
         assert (found.count, found.sum_s) == (1, took)
         assert found.within == tuple(int(took <= bound) for bound in BOUNDS_S)
+    assert (last.transitions["Pending"].count, last.transitions["Pending"].sum_s) == (2, 0.0)
     # The second waited in line until the first was over, which did not wait; each copies from a little later on.
     scheduling, running = (last.transitions[name] for name in ("Scheduling", "Running"))
     assert (scheduling.count, running.count) == (2, 2)
@@ -112,3 +125,32 @@ def test_figures_of_a_machine_that_runs_ahead_are_of_what_is_still_to_come() -> 
     assert {one.transfer_bytes_per_s for one in paused} == {0.0}
     (left,) = {one.remaining_bytes for one in paused}
     assert left == pytest.approx(row["post_copy_bytes"] - 2 * 125e6, rel=0.05)
+
+
+def test_only_what_kubevirt_would_still_have_is_told() -> None:
+    """Five migrations of a machine that are over, none of one that is gone, and no times of who never copied."""
+    seen, rows = play(
+        scenario(
+            vms=[group("vm", **IDLE, memory="512 MiB", lifetime="25 s"),
+                 group("sealed", **IDLE, generation="SEV_SNP", memory="512 MiB")],
+            duration="30 s", control_plane_latency="1 ms",
+            migrations=[*(move(at=f"{at} s") for at in range(1, 22, 3)), move("sealed"), move("sealed", "9 s")],
+        ),
+        looks=True,
+    )  # fmt: skip
+    outcomes = {vm: [row["outcome"] for row in rows if row["vm"] == vm] for vm in ("vm", "sealed")}
+    assert outcomes == {"vm": ["completed"] * 7, "sealed": ["refused"] * 2}
+    before = [figures for at_ns, figures in seen if at_ns < 25 * 10**9][-1]
+    numbers = {vm: [row["migration"] for row in rows if row["vm"] == vm] for vm in outcomes}
+    assert [one for one in before.final if one.vm == "vm"] == [
+        FinalMove("vm", f"migration-{number}", True) for number in numbers["vm"][-5:]
+    ]
+    assert [one for one in before.final if one.vm == "sealed"] == [
+        FinalMove("sealed", f"migration-{number}", False) for number in numbers["sealed"]
+    ]
+    assert {one.vm for one in before.ended} == {"vm"}
+    assert [refused for (vm, _), refused in before.bound.items() if vm == "sealed"] == [True]
+    last = seen[-1][1]
+    assert {one.vm for one in last.final} == {vm for vm, _ in last.bound} == {"sealed"}
+    assert (last.ended, last.last_downtimes) == ((), ())
+    assert last.outcomes == {"completed": 7, "refused": 2}

@@ -1,7 +1,6 @@
 """Hosts of one process go on without windows: as far as nothing can reach them, in slices that wall time bounds."""
 
 import time
-from heapq import heappop
 
 import pytest
 from test_shard import Bench, Dear, Idler, Runaway, letter, ticking
@@ -15,8 +14,22 @@ from cluster.together import Together
 LOOKAHEAD_NS, END_NS = 100, 2000
 
 
-def nobody(_: int) -> int:
-    return NEVER
+class Acts:
+    """A control plane that acts at times of its own, and on whatever it hears; ``say`` gives its mail for a time."""
+
+    def __init__(self, *times_ns: int, say=lambda _: ()) -> None:
+        self.left, self.at_ns, self.say = list(times_ns), [], say
+        self.heard: list[Message] = []
+
+    def next_event_ns(self) -> int:
+        return self.left[0] if self.left else NEVER
+
+    def step(self, now_ns, messages):
+        self.at_ns.append(now_ns)
+        self.heard += messages
+        if self.left[:1] == [now_ns]:
+            del self.left[0]
+        return self.say(now_ns), self.next_event_ns()
 
 
 def together(*toys: Toy, kind: type[ToyHost] = ToyHost, end_ns: int = END_NS, clock=time.monotonic) -> Together:
@@ -36,57 +49,44 @@ class Watched(ToyHost):
 
 def test_quiet_hosts_go_to_the_end_one_after_the_other_and_others_no_further_than_an_answer_reaches(monkeypatch):
     monkeypatch.setattr(Watched, "horizons", [], raising=False)
-    assert together(ticking("a"), ticking("b"), kind=Watched).go_on(NEVER, [], nobody).next_ns >= END_NS
+    assert together(ticking("a"), ticking("b"), kind=Watched).go_on(Acts(), NEVER).next_ns >= END_NS
     assert {horizon for _, horizon, _ in Watched.horizons} == {END_NS}
     names = [name for name, _, _ in Watched.horizons]
     assert names == sorted(names)
     Watched.horizons.clear()
     speakers = [Toy(name, ("a", "b"), tick=10, speak=40) for name in ("a", "b")]
-    heard: list[Message] = []
-
-    def hears(now_ns: int) -> int:
-        while heard and heard[0].time_ns == now_ns:
-            answered.append(heappop(heard).time_ns)
-        return heard[0].time_ns if heard else NEVER
-
-    answered: list[int] = []
-    assert together(*speakers, kind=Watched).go_on(NEVER, heard, hears).next_ns >= END_NS
-    assert answered == sorted(answered) != []
+    control = Acts()
+    assert together(*speakers, kind=Watched).go_on(control, NEVER).next_ns >= END_NS
+    assert control.at_ns == sorted({message.time_ns for message in control.heard}) != []
+    assert control.heard == sorted(control.heard)
     for number, (_, horizon, _) in enumerate(Watched.horizons):
         later = [time_ns for _, _, said in Watched.horizons[number:] for time_ns in said]
         assert horizon <= min(later, default=END_NS) + LOOKAHEAD_NS
 
 
 def test_the_control_plane_acts_when_all_before_it_is_done_and_at_once_where_nobody_will_speak():
-    acts: list[int] = []
-
-    def act(now_ns: int) -> int:
-        acts.append(now_ns)
-        return NEVER
-
+    control = Acts(500, 600, say=lambda now_ns: [letter("a", 600)] if now_ns == 500 else [])
     one = together(ticking("a"), ticking("b"))
-    stretch = one.go_on(500, [], act, until_acted=True)
-    assert (acts, stretch.events, stretch.acts_ns) == ([500], 0, NEVER)  # All promise silence.
-    one.post(letter("a", 600))
-    stretch = one.go_on(600, [], act, until_acted=True)
-    assert acts == [500, 600]
+    stretch = one.go_on(control, 500, until_acted=True)
+    assert (control.at_ns, stretch.events, stretch.acts, stretch.acts_ns) == ([500], 0, 1, 600)  # All promise silence.
+    stretch = one.go_on(control, 600, until_acted=True)
+    assert control.at_ns == [500, 600]
     assert stretch.events > 0  # What may be said of the letter comes before what the control plane does then.
 
 
 def test_a_call_ends_after_one_act_where_that_is_asked_for_and_else_when_acts_have_taken_long_enough():
     bench = Bench()
-    acts: list[int] = []
 
-    def act(now_ns: int) -> int:
-        acts.append(now_ns)
+    def slowly(_: int) -> tuple[()]:
         bench.now_s += CALL_S / 2
-        return now_ns + 10
+        return ()
 
+    control = Acts(*range(100, 2000, 10), say=slowly)
     one = together(Toy("a", tick=0, speak=0), clock=bench)
-    assert one.go_on(100, [], act, until_acted=True).acts_ns == 110
-    assert acts == [100]
-    assert one.go_on(110, [], act).acts_ns == 130
-    assert acts == [100, 110, 120]
+    assert one.go_on(control, 100, until_acted=True).acts_ns == 110
+    assert control.at_ns == [100]
+    assert one.go_on(control, 110).acts == 16
+    assert len(control.at_ns) == 17
     assert one.busy_s == 0.0
 
 
@@ -96,10 +96,10 @@ def test_where_calls_end_changes_nothing():
     Dear.bench = bench
     slow, quick = together(ticking("a"), ticking("b"), kind=Dear, clock=bench), together(ticking("a"), ticking("b"))
     calls, done = 1, 0
-    while (stretch := slow.go_on(NEVER, [], nobody)).next_ns < END_NS:
+    while (stretch := slow.go_on(Acts(), NEVER)).next_ns < END_NS:
         calls, done = calls + 1, done + stretch.events
     assert calls > 5
-    assert done + stretch.events == quick.go_on(NEVER, [], nobody).events
+    assert done + stretch.events == quick.go_on(Acts(), NEVER).events
     assert slow.busy_s == pytest.approx(bench.now_s)
 
 
@@ -109,23 +109,33 @@ def test_slices_shrink_where_events_are_dear():
     one = together(ticking("a"), kind=Dear, clock=bench, end_ns=100_000)
     bench.event_s = 2 * SLICE_S
     while bench.slices[-1:] != [1]:
-        one.go_on(NEVER, [], nobody)
+        one.go_on(Acts(), NEVER)
     assert max(bench.slices) <= SLICE_EVENTS
 
 
 @pytest.mark.parametrize(("kind", "wrong"), [(Runaway, "past its horizon"), (Idler, "did nothing")])
 def test_an_entity_that_does_too_much_or_nothing_is_named(kind, wrong):
     with pytest.raises(ProtocolViolationError, match=rf"odd: .*{wrong}"):
-        together(ticking("odd", 10), kind=kind, end_ns=100).go_on(NEVER, [], nobody)
+        together(ticking("odd", 10), kind=kind, end_ns=100).go_on(Acts(), NEVER)
 
 
 def test_mail_from_the_past_and_for_nobody_is_refused_by_name():
-    one = together(ticking("a"), ticking("b"))
-    one.go_on(NEVER, [], nobody)
-    with pytest.raises(ProtocolViolationError, match="a: got a message for 999 ns"):
-        one.post(letter("a", 999))
+    hosts = together(ticking("a"), ticking("b"), end_ns=999)
+    hosts.go_on(Acts(), NEVER)
+    hosts._end_ns = END_NS
+    with pytest.raises(ProtocolViolationError, match="a: got a message for 900 ns"):
+        hosts.go_on(Acts(800, say=lambda _: [letter("a", 900)]), 800)
     with pytest.raises(ProtocolViolationError, match="to nobody, which is not here"):
-        one.post(letter("nobody", 5000))
+        together(ticking("a")).go_on(Acts(800, say=lambda _: [letter("nobody", 1800)]), 800)
+
+
+@pytest.mark.parametrize(("control", "wrong"), [
+    (Acts(500, say=lambda _: [letter("a", 599)]), "sent at 500 ns for 599 ns, inside the lookahead"),
+    (Acts(500, 500), "control plane: did not move on from 500 ns"),
+])  # fmt: skip
+def test_a_control_plane_that_is_too_quick_or_stands_still_is_named(control, wrong):
+    with pytest.raises(ProtocolViolationError, match=wrong):
+        together(ticking("a")).go_on(control, 500)
 
 
 class Liar(ToyHost):
@@ -153,13 +163,12 @@ class Fickle(ToyHost):
 def test_who_speaks_for_a_time_at_which_the_control_plane_has_acted_is_named(kind, wrong, sooner_ns):
     toy = Toy("a", ("a",), tick=10, speak=40)
     with pytest.raises(ProtocolViolationError, match=rf"^a: sent at .*{wrong}"):
-        together(toy, kind=kind).go_on(toy.speak_gap(0) + sooner_ns, [], nobody)
+        together(toy, kind=kind).go_on(Acts(), toy.speak_gap(0) + sooner_ns)
 
 
 def test_whoever_stops_finds_all_at_the_same_time():
-    heard: list[Message] = []
     one = together(*[Toy(name, ("a", "b"), tick=7, speak=40) for name in ("a", "b")])
-    one.go_on(NEVER, heard, lambda _: END_NS, until_acted=True)
+    one.go_on(Acts(), NEVER, until_acted=True)
     reached = one.level(0)
     assert 0 < reached < END_NS
     for entity in one._entities:

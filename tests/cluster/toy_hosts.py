@@ -11,7 +11,7 @@ import heapq
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -258,7 +258,7 @@ class ToyControl:
     def delay(self, sequence: int) -> int:
         return self.lookahead_ns - self.undercut + 10 * (draw("relay", sequence) % 3)
 
-    def step(self, now_ns: int, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    def step(self, now_ns: int, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
         out = []
         for message in messages:
             assert message.time_ns == now_ns
@@ -267,7 +267,7 @@ class ToyControl:
         while self._left and self._left[-1] <= now_ns:
             self._left.pop()
             out.append(self._letter(now_ns, self.names[draw("call", self._sequence) % len(self.names)], CONTROL, 1))
-        return tuple(out)
+        return out, self.next_event_ns()
 
     def _letter(self, now_ns: int, to: str, origin: str, hops: int) -> Message:
         self._sequence += 1
