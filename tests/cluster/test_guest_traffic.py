@@ -189,8 +189,8 @@ def test_what_a_crashed_host_s_cards_had_to_send_is_lost_and_others_get_its_shar
     # Half of the first host's megabyte is over after 1 ms, and the rest has the link to itself.
     assert fabric.next_event_ns == pytest.approx(1.5e6, rel=0.001)
     ends_ns = fabric.next_event_ns
-    assert fabric.advance(ends_ns) == [mac_of('first', 0).hex()]
-    traffic.flow_ended(mac_of('first', 0).hex(), ends_ns)
+    assert fabric.advance(ends_ns) == [mac_of("first", 0).hex()]
+    traffic.flow_ended(mac_of("first", 0).hex(), ends_ns)
     assert len(fabric) == 0
     assert sent == [("c", 1)]
     assert (traffic.pairs["b", "c"].lost, traffic.pairs["b", "c"].delivered) == (3, 0)
