@@ -274,6 +274,8 @@ PACED answers what is said between the rows to a destination whose VM runs ahead
 
 _ENDED = (Holding.RUNS, Holding.NOTHING)
 """What a host has of a VM that is in no move."""
+_new = tuple.__new__
+"""As in ``cluster.inbox``."""
 
 
 class Heard(NamedTuple):
@@ -302,14 +304,15 @@ def told(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None
     if row is not None:
         if number > heard.newest and command in BEGINNINGS:
             # Who is asked to let it go, and has it, went on after whatever was before.
-            stayed = number - 1 if command is Command.BEGIN else heard.stayed
-            current, heard = number, Heard(number, heard.started, max(stayed, heard.stayed))
+            stayed = max(number - 1, heard.stayed) if command is Command.BEGIN else heard.stayed
+            current, heard = number, _new(Heard, (number, heard.started, stayed))
         if current == number or (command is Command.DESTROY and heard.started == number):
-            if row.report is Report.RUNS:
-                heard = Heard(heard.newest, number, heard.stayed)
-            elif row.report is Report.STAYED:
-                heard = Heard(heard.newest, heard.started, number)
-            return Mine(row.to, -1 if row.to in _ENDED else current, heard), row.report
+            to, report = row.to, row.report
+            if report is Report.RUNS:
+                heard = _new(Heard, (heard.newest, number, heard.stayed))
+            elif report is Report.STAYED:
+                heard = _new(Heard, (heard.newest, heard.started, number))
+            return _new(Mine, (to, -1 if to in _ENDED else current, heard)), report
     if command not in PASSED or current == number:
         return mine, None
     heard = heard._replace(newest=max(heard.newest, number))

@@ -194,12 +194,11 @@ class HostEntity:
         }
 
     def _receive(self, message: Message) -> None:
-        kind = message[4]
-        told = self._kinds.get(kind)
+        told = self._kinds.get(message.kind)
         if told is not None:
             told(message)
         else:
-            self._migrations.receive(kind, message[5])
+            self._migrations.receive(message.kind, message.payload)
             self._clock.settle()
 
     def _ask_launch_owner(self, vm: str, shown: bytes) -> bytes | None:

@@ -31,12 +31,43 @@ Send = Callable[[str, tuple[object, ...]], None]
 """Sends a message of a kind with these fields to the control plane."""
 
 _HERE = (GuestState.RUNNING, GuestState.PAUSED, GuestState.STOPPED)
-_NEW = Heard()
-_COMMANDS: Mapping[str, Command] = {command.value: command for command in Command}
+_NEW = Mine(Holding.NOTHING, -1, Heard())
 _new = tuple.__new__
-"""As in ``cluster.host_entity``."""
+"""As in ``cluster.inbox``."""
 _KEYS = 0
 """The step before the first round."""
+
+
+class _Known:
+    """What a host knows of a VM."""
+
+    __slots__ = ("asked", "lost", "mine", "paced", "peer", "said")
+
+    def __init__(self) -> None:
+        self.mine = _NEW
+        """What it has of it, under which move, and what it wrote down, which a crash does not take away.
+
+        Whether it runs in no move is the guest's to say.
+        """
+        self.lost = -1
+        """Under which move it stood still when the host crashed: it may run elsewhere."""
+        self.paced = (-1, -1)
+        """Of which move, and since when, what was told last is of how far it stands still."""
+        self.rest()
+
+    def rest(self) -> None:
+        """It is in no move any more, or the host has forgotten which."""
+        self.peer = b""
+        """The name of the stream that it travels as."""
+        self.asked = -1
+        """What between the rows was begun last: 0 for the agreement on keys, else a round's number."""
+        self.said: tuple[str, tuple[object, ...]] | None = None
+        """What was said last, to be said again."""
+
+    def has(self, holding: Holding, number: int) -> bool:
+        """Whether the host has this of it, under this move."""
+        mine = self.mine
+        return mine.number == number and mine.holding is holding
 
 
 class MigrationPort:
@@ -47,32 +78,21 @@ class MigrationPort:
         self._laboratory = laboratory
         """Whose root keys certify what a migration agent shows."""
         self._send = send
-        self._heard: dict[str, Heard] = {}
-        """What this host wrote down of each VM; a crash does not take it away."""
-        self._moves: dict[str, tuple[Holding, int]] = {}
-        """VMs that are on their way, and under which number."""
-        self._lost: dict[str, int] = {}
-        """VMs that stood still here when the host crashed, and under which move: they may run elsewhere."""
-        self._peers: dict[str, bytes] = {}
-        """The names of the streams that they travel as."""
-        self._asked: dict[str, int] = {}
-        """What between the rows was begun last for each of them: 0 for the agreement on keys, else a round's number."""
-        self._paced: dict[str, tuple[int, int]] = {}
-        """Of which move, and since when, what was told last is of how far each of them stands still."""
-        self._said: dict[str, tuple[str, tuple[object, ...]]] = {}
-        """What was said of each of these last, to be said again."""
-        self._done: Mapping[Command, Callable[..., None]] = {
-            Command.BEGIN: self._migrate,
-            Command.STOP: self._stop,
-            Command.STAY: self._stay,
-            Command.LEAVE: self._leave,
-            Command.KEEP: self._keep_place,
-            Command.COME: self._come,
-            Command.GO: self._go,
-            Command.DESTROY: self._destroy,
-            Command.GIVE_BACK: self._give_place_back,
-        }
-
+        self._known: dict[str, _Known] = {}
+        """By the names of VMs."""
+        self._done: Mapping[str, tuple[Command, Callable[..., None]]] = {
+            command.value: (command, done) for command, done in (
+                (Command.BEGIN, self._migrate),
+                (Command.STOP, self._stop),
+                (Command.STAY, self._stay),
+                (Command.LEAVE, self._leave),
+                (Command.KEEP, self._keep_place),
+                (Command.COME, self._come),
+                (Command.GO, self._go),
+                (Command.DESTROY, self._destroy),
+                (Command.GIVE_BACK, self._give_place_back),
+            )
+        }  # fmt: skip
         self._between: Mapping[str, Callable[..., None]] = {
             "seal": self._seal, "open": self._open, "round": self._round, "slow": self._slow,
             "ahead": self._ahead, "stall": self._stall,
@@ -81,68 +101,63 @@ class MigrationPort:
 
     def receive(self, kind: str, fields: tuple[Any, ...]) -> None:
         """Do what a message asks."""
-        command = _COMMANDS.get(kind)
-        if command is None:
-            self._between[kind](*fields)
+        number, vm = fields[0], fields[1]
+        known = self._known.get(vm)
+        if known is None:
+            known = self._known[vm] = _Known()
+        row = self._done.get(kind)
+        if row is None:
+            self._between[kind](known, *fields)
             return
-        number, vm = fields[:2]
+        command, done = row
         if command is Command.GO and self._host.arrivals.is_laying(vm):
             self._send("busy", (number,))  # What comes of that will be said, and answered.
             return
-        before = self._mine(vm)
+        before = known.mine
+        if before.number < 0:
+            before = self._at_rest(vm, before.heard)
         after, report = hand_over.told(before, command, number)
         if report is None:
             if before.holding is Holding.NOTHING:
                 self._miss(number, command)
             return
-        if 0 <= before.number != after.number >= 0:
-            # A newer move says that the older one is over, though nobody told so.
-            (self._host.departures.cancel if command is Command.BEGIN else self._host.arrivals.abandon)(vm)
-            self._keep(vm, before._replace(number=-1))
-        if after.number < 0:
-            self._keep(vm, after)
-        else:
-            self._heard[vm], self._moves[vm] = after[2], after[:2]
-        if after[:2] != before[:2]:
-            self._done[command](*fields)
+        other = after.number != before.number
+        if other and before.number >= 0:
+            if after.number >= 0:
+                # A newer move says that the older one is over, though nobody told so.
+                (self._host.departures.cancel if command is Command.BEGIN else self._host.arrivals.abandon)(vm)
+            known.rest()
+        known.mine = after
+        if other or after.holding is not before.holding:
+            done(known, *fields)
         elif before.number == number:
-            self._say_again(number, vm)
+            self._say_again(known, number)
         else:
             self._pass(report, number, command, fields[2:])
 
     def crash(self) -> None:
         """Forget what was under way; what was written down stays."""
-        self._lost |= {vm: number for vm, (holding, number) in self._moves.items() if holding is Holding.STANDS}
-        self._moves.clear()
-        self._peers.clear()
-        self._asked.clear()
-        self._said.clear()
+        for known in self._known.values():
+            holding, number, _ = known.mine
+            if holding is Holding.STANDS:
+                known.lost = number
+            known.mine = hand_over.crashed(known.mine)
+            known.rest()
 
     def standing(self, vm: str) -> int:
         """Under which move a VM stands still here, and may run elsewhere by now; -1 for one that does not."""
-        holding, number = self._moves.get(vm, (Holding.NOTHING, -1))
-        return number if holding is Holding.STANDS else self._lost.get(vm, -1)
+        known = self._known.get(vm)
+        if known is None:
+            return -1
+        return known.mine.number if known.mine.holding is Holding.STANDS else known.lost
 
-    def _mine(self, vm: str) -> Mine:
-        heard = self._heard.get(vm, _NEW)
-        move = self._moves.get(vm)
-        if move is not None:
-            return _new(Mine, (*move, heard))
+    def _at_rest(self, vm: str, heard: Heard) -> Mine:
+        """What the host has of a VM that is in no move."""
         guest = self._host.guests.get(vm)
-        return Mine(Holding.RUNS if guest is not None and guest.state in _HERE else Holding.NOTHING, -1, heard)
+        return _new(Mine, (Holding.RUNS if guest is not None and guest.state in _HERE else Holding.NOTHING, -1, heard))
 
-    def _keep(self, vm: str, mine: Mine) -> None:
-        self._heard[vm] = mine.heard
-        if mine.number < 0:
-            self._moves.pop(vm, None)
-            self._said.pop(vm, None)
-            self._peers.pop(vm, None)
-            self._asked.pop(vm, None)
-        else:
-            self._moves[vm] = mine[:2]
-
-    def _say(self, vm: str, kind: str, fields: tuple[object, ...]) -> None:
-        self._said[vm] = (kind, fields)
+    def _say(self, known: _Known, kind: str, fields: tuple[object, ...]) -> None:
+        known.said = (kind, fields)
         self._send(kind, fields)
 
     def _miss(self, number: int, command: Command) -> None:
@@ -153,22 +168,20 @@ class MigrationPort:
         else:
             self._send("gone", (number, self._host.spec.name))
 
-    def _say_again(self, number: int, vm: str) -> None:
+    def _say_again(self, known: _Known, number: int) -> None:
         """What was asked before is done, and was said, or the host is at it still."""
-        self._send(*self._said.get(vm, ("busy", (number,))))
+        self._send(*known.said or ("busy", (number,)))
 
-    def _is_new(self, number: int, vm: str, step: int) -> bool:
+    def _is_new(self, known: _Known, number: int, step: int) -> bool:
         """Whether something between the rows is to be begun: not what was, and nothing of who is not here."""
-        if vm not in self._moves or self._moves[vm][1] != number:
+        if known.mine.number != number:
             self._send("gone", (number, self._host.spec.name))
             return False
-        asked = self._asked.get(vm, -1)
-        if step <= asked:
-            if step == asked:
-                self._say_again(number, vm)
+        if step <= known.asked:
+            if step == known.asked:
+                self._say_again(known, number)
             return False
-        self._asked[vm] = step
-        self._said.pop(vm, None)
+        known.asked, known.said = step, None
         return True
 
     def _pass(self, report: Report, number: int, command: Command, rest: tuple[Any, ...]) -> None:
@@ -182,129 +195,131 @@ class MigrationPort:
 
     # Out.
 
-    def _migrate(self, number: int, vm: str, destination: str, let_go_within_ns: int, looks: bool) -> None:
+    def _migrate(
+        self, known: _Known, number: int, vm: str, destination: str, let_go_within_ns: int, looks: bool
+    ) -> None:
         found = self._host.departures.begin(vm, lambda pools: self._send("dirty", (number, _bodies(pools))))
         if isinstance(found, MigrationRefusal):
-            del self._moves[vm]
+            known.mine = known.mine._replace(holding=Holding.NOTHING, number=-1)
             self._send("stays", (number, found.name, found.value))
             return
         guest = self._host.guests[vm]
-        self._peers[vm] = session_of(number, vm, self._host.spec.name, destination)
+        known.peer = session_of(number, vm, self._host.spec.name, destination)
         if not guest.spec.devices:
-            self._ready(number, vm, found, looks=looks)
+            self._ready(known, number, vm, found, looks=looks)
             return
 
         def told(wrong: str | None) -> None:
-            if self._moves.get(vm) != (Holding.LEAVING, number):
+            if not known.has(Holding.LEAVING, number):
                 return  # It was called off meanwhile.
             if wrong is not None:
-                self._say(vm, "stays", (number, _NAMES[wrong], wrong))
+                self._say(known, "stays", (number, _NAMES[wrong], wrong))
                 return
             self._send("let-go", (number, self._host.now_ns))
-            self._ready(number, vm, self._host.departures.statement(vm), looks=looks)
+            self._ready(known, number, vm, self._host.departures.statement(vm), looks=looks)
 
         self._host.departures.ask_devices(vm, let_go_within_ns, told)
 
-    def _ready(self, number: int, vm: str, pools: tuple[Pool, ...], *, looks: bool) -> None:
+    def _ready(self, known: _Known, number: int, vm: str, pools: tuple[Pool, ...], *, looks: bool) -> None:
         """The VM may be copied."""
         spec = self._host.guests[vm].spec
         image = self._host.images[spec.firmware]
         memory_bytes = spec.memory_bytes + -(-len(image.data) // PAGE_BYTES) * PAGE_BYTES
         memory_bytes += IMAGE_BYTES if spec.svsm and spec.machine.by_agents else 0
         held = self._host.departures.zero_pages(vm) if looks else (0, 0)
-        self._say(vm, Report.READY, (number, memory_bytes, _bodies(pools), self._platform(spec), *held))
+        self._say(known, Report.READY, (number, memory_bytes, _bodies(pools), self._platform(spec), *held))
 
-    def _seal(self, number: int, vm: str, certificates: bytes) -> None:
-        if not self._is_new(number, vm, _KEYS):
+    def _seal(self, known: _Known, number: int, vm: str, certificates: bytes) -> None:
+        if not self._is_new(known, number, _KEYS):
             return
 
         if (machine := self._host.guests[vm].spec.machine).migration_agent and machine.migration_handler:
             certificates = with_own_chain(certificates, self._host.board.psp, self._laboratory)
 
         def told(wrong: str | None, session: bytes) -> None:
-            if self._moves.get(vm) != (Holding.LEAVING, number):
+            if not known.has(Holding.LEAVING, number):
                 return  # It was called off meanwhile.
             name = None if wrong is None else _NAMES.get(wrong, wrong)
             if session and is_attested(self._host.guests[vm].spec):
                 session = agent_certified(session, self._host.board.psp, self._laboratory)
-            self._say(vm, "sealed", (number, name, session))
+            self._say(known, "sealed", (number, name, session))
 
         self._host.departures.seal(vm, certificates, told)
 
-    def _slow(self, number: int, vm: str, standing_still: float, most_bytes_per_s: float) -> None:
-        if self._moves.get(vm) == (Holding.LEAVING, number):
+    def _slow(self, known: _Known, number: int, vm: str, standing_still: float, most_bytes_per_s: float) -> None:
+        if known.has(Holding.LEAVING, number):
             self._host.departures.slow(vm, standing_still, most_bytes_per_s)
 
-    def _ahead(self, number: int, vm: str) -> None:
-        if self._moves.get(vm) == (Holding.STANDS, number):
+    def _ahead(self, known: _Known, number: int, vm: str) -> None:
+        if known.has(Holding.STANDS, number):
             self._host.departures.hand_on(vm)
 
-    def _stall(self, number: int, vm: str, since: int, standing_still: float, answer: bool) -> None:
-        if self._heard.get(vm, _NEW).started == number and (number, since) > self._paced.get(vm, (-1, -1)):
-            self._paced[vm] = number, since
-            if vm in self._host.guests and vm not in self._moves:
+    def _stall(self, known: _Known, number: int, vm: str, since: int, standing_still: float, answer: bool) -> None:
+        if known.mine.heard.started == number and (number, since) > known.paced:
+            known.paced = number, since
+            if vm in self._host.guests and known.mine.number < 0:
                 self._host.arrivals.slow(vm, standing_still)
         if answer:
             self._send(Report.PACED, (number, since))
 
-    def _destroy(self, number: int, vm: str) -> None:
+    def _destroy(self, known: _Known, number: int, vm: str) -> None:
         self._host.guests[vm].reason = "its memory was on a host that crashed"
         self._host.destroy(vm)
         self._send(Report.DESTROYED, (number,))
 
-    def _round(self, number: int, vm: str, round_: int, pages: int) -> None:
-        if not self._is_new(number, vm, round_):
+    def _round(self, known: _Known, number: int, vm: str, round_: int, pages: int) -> None:
+        if not self._is_new(known, number, round_):
             return
-        side = self._host.arrivals if self._moves[vm][0] is Holding.KEEPS else self._host.departures
+        side = self._host.arrivals if known.mine.holding is Holding.KEEPS else self._host.departures
 
         def done() -> None:
-            self._say(vm, "through", (number, round_, self._host.spec.name))
+            self._say(known, "through", (number, round_, self._host.spec.name))
 
         side.copy(vm, pages, done)
 
-    def _stop(self, number: int, vm: str, since_ns: int) -> None:
-        self._said.pop(vm, None)
+    def _stop(self, known: _Known, number: int, vm: str, since_ns: int) -> None:
+        known.said = None
 
         def failed(why: str) -> None:
-            self._say(vm, "stays", (number, _NAMES.get(why, "NOT_SENT"), why))
+            self._say(known, "stays", (number, _NAMES.get(why, "NOT_SENT"), why))
 
         def done(stopped: Stopped | None) -> None:
-            if self._moves.get(vm) != (Holding.STANDS, number):
+            if not known.has(Holding.STANDS, number):
                 return
             if stopped is None:
-                self._say(vm, "ended", (number,))
+                self._say(known, "ended", (number,))
                 return
             state = stopped.state
             self._say(
-                vm, Report.STOPPED,
+                known, Report.STOPPED,
                 (
-                    number, Stream(state, self._peers[vm]), PageDigests(state.pages), stopped.books.body(),
+                    number, Stream(state, known.peer), PageDigests(state.pages), stopped.books.body(),
                     stopped.written_pages, stopped.stopped_ns,
                 ),
             )  # fmt: skip
 
         self._host.departures.stop(vm, since_ns, done, failed)
 
-    def _stay(self, number: int, vm: str, answer: bool) -> None:
+    def _stay(self, known: _Known, number: int, vm: str, answer: bool) -> None:
         self._host.departures.cancel(vm)
         if answer:
             self._send(Report.STAYED, (number,))
 
-    def _leave(self, number: int, vm: str, answer: bool) -> None:
+    def _leave(self, known: _Known, number: int, vm: str, answer: bool) -> None:
         self._host.departures.finish(vm)
         if answer:
             self._send(Report.LEFT, (number,))
 
     # In.
 
-    def _keep_place(self, number: int, vm: str, source: str, body: GuestBody | bytes) -> None:
+    def _keep_place(self, known: _Known, number: int, vm: str, source: str, body: GuestBody | bytes) -> None:
         spec = guest_of(body)
-        self._lost.pop(vm, None)
-        self._peers[vm] = session_of(number, vm, source, self._host.spec.name)
+        known.lost = -1
+        known.peer = session_of(number, vm, source, self._host.spec.name)
         platform = self._platform(spec)
 
         def told(wrong: str | None, certificates: bytes) -> None:
-            if self._moves.get(vm) != (Holding.KEEPS, number):
+            if not known.has(Holding.KEEPS, number):
                 return  # It is not awaited any more.
             if certificates and is_attested(spec):
                 certificates = agent_certified(certificates, self._host.board.psp, self._laboratory)
@@ -312,17 +327,17 @@ class MigrationPort:
                 from cluster.platform_certificates import certified  # noqa: PLC0415 - few guests ask for AMD's
 
                 certificates = certified(certificates, self._host.board.psp.legacy.keys.chip)
-            self._say(vm, Report.PLACE, (number, wrong, certificates, platform))
+            self._say(known, Report.PLACE, (number, wrong, certificates, platform))
 
         self._host.arrivals.prepare(spec, told)
 
-    def _open(self, number: int, vm: str, session: bytes) -> None:
-        if not self._is_new(number, vm, _KEYS):
+    def _open(self, known: _Known, number: int, vm: str, session: bytes) -> None:
+        if not self._is_new(known, number, _KEYS):
             return
 
         def told(wrong: str | None) -> None:
-            if self._moves.get(vm) == (Holding.KEEPS, number):
-                self._say(vm, "opened", (number, wrong))
+            if known.has(Holding.KEEPS, number):
+                self._say(known, "opened", (number, wrong))
 
         self._host.arrivals.open(vm, session, told)
 
@@ -334,26 +349,26 @@ class MigrationPort:
         return (product.line.name, product.c_bit, product.reduced_bits, version, spec.memory.shared.length)
 
     def _come(
-        self, number: int, vm: str, frames: Stream | tuple[bytes, ...], digests: PageDigests | bytes,
+        self, known: _Known, number: int, vm: str, frames: Stream | tuple[bytes, ...], digests: PageDigests | bytes,
         books: tuple[Any, ...],
     ) -> None:  # fmt: skip
-        self._said.pop(vm, None)
+        known.said = None
         before = self._host.arrivals.pages_checked
 
         def told(wrong: str | None) -> None:
-            if self._moves.get(vm) != (Holding.WHOLE, number):
+            if not known.has(Holding.WHOLE, number):
                 return  # It is not awaited any more.
             if wrong is None:
-                self._say(vm, Report.WHOLE, (number, self._host.arrivals.pages_checked - before))
+                self._say(known, Report.WHOLE, (number, self._host.arrivals.pages_checked - before))
             else:
-                mine, report = hand_over.gave_up(self._mine(vm))
-                self._keep(vm, mine)
+                known.mine, report = hand_over.gave_up(known.mine)
+                known.rest()
                 self._host.arrivals.abandon(vm)
                 self._send(report, (number, wrong))
 
-        self._host.arrivals.complete(vm, frames, digests, GuestBooks.parse(books), told, self._peers[vm])
+        self._host.arrivals.complete(vm, frames, digests, GuestBooks.parse(books), told, known.peer)
 
-    def _go(self, number: int, vm: str) -> None:
+    def _go(self, known: _Known, number: int, vm: str) -> None:
         if not self._host.arrivals.is_whole(vm):
             self._host.arrivals.abandon(vm)
             self._send(Report.NEVER, (number, None))
@@ -367,7 +382,7 @@ class MigrationPort:
         self._host.arrivals.start(vm)
         self._send(Report.RUNS, (number, self._host.now_ns))
 
-    def _give_place_back(self, number: int, vm: str, answer: bool) -> None:
+    def _give_place_back(self, known: _Known, number: int, vm: str, answer: bool) -> None:
         self._host.arrivals.abandon(vm)
         if answer:
             self._send(Report.GIVEN, (number,))
