@@ -35,11 +35,11 @@ def progress_line(name: str) -> Iterator[OnProgress]:
 
 def described(progress: Progress) -> str:
     """A glance in words."""
+    troubles = "".join(f"; {trouble}" for trouble in progress.troubles)
     if progress.note:
-        return progress.note
+        return progress.note + troubles
     running = sum(count for (state, _), count in progress.machines.items() if state == "running")
     trips = f", {progress.round_trips:,} round trips" if progress.round_trips else ""
-    troubles = "".join(f"; {trouble}" for trouble in progress.troubles)
     return (
         f"{DURATION.about(progress.virtual_ns)} of {DURATION.about(progress.duration_ns)}, "
         f"{running} machines running, {progress.events:,} events{trips}{troubles}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections import Counter
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -58,11 +59,15 @@ class Session:
         """Run ``scenario`` with ``changes``, whole or to ``end_ns``, and collect its tables and the log asked for."""
         started = time.monotonic()
         fleet = build_fleet(scenario, changes, log)
+        starts = Progress(0, scenario.duration, note=f"starting {self._name}")
         if on_progress is not None:
-            on_progress(Progress(0, scenario.duration, note=f"starting {self._name}"))
+            on_progress(starts)
         self._layout.expect(fleet.vms_at_once)
         try:
-            self._layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders], should_stop)
+            self._layout.start(
+                build_host, [(order.spec.name, order.pack()) for order in fleet.orders],
+                _telling_troubles(self._layout, starts, on_progress, should_stop),
+            )  # fmt: skip
         except StartStoppedError as stopped:
             nothing = CoordinatorResult(0, 0, 0, 0, 0, str(stopped))
             return self._results(scenario, fleet, nothing, {}, started, NO_LOG)
@@ -121,6 +126,23 @@ class Session:
             "python": platform.python_version(),
             **versions(),
         }
+
+
+def _telling_troubles(
+    layout: Layout, starts: Progress, tell: OnProgress | None, should_stop: ShouldStop | None
+) -> ShouldStop:
+    """Whoever asks whether to stop, which a layout does about once a second, lets it be known what is wrong by then."""
+    told = starts.troubles
+
+    def asked() -> str | None:
+        nonlocal told
+        troubles = tuple(layout.notes)
+        if tell is not None and (troubles or told):
+            tell(replace(starts, troubles=troubles))
+        told = troubles
+        return None if should_stop is None else should_stop()
+
+    return asked
 
 
 class _Shown:

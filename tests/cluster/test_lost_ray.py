@@ -1,15 +1,21 @@
 """Whoever finds out that Ray is gone: another is started and the run goes on, or ends with what there is."""
 
+import itertools
+import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from pretended_cluster import PretendedCall, PretendedCluster, on_pretended
 from toy_hosts import digest, run_toys, toys
 
 from cluster.actor_layout import packed
+from cluster.bundled_scenarios import load_scenario
 from cluster.inline_layout import InlineLayout
 from cluster.layout import WorkerLostError
+from cluster.progress_line import described
 from cluster.ray_cluster import Missing
+from cluster.session import Session
 
 END_NS = 4000
 
@@ -54,3 +60,31 @@ def test_a_ray_that_is_lost_again_and_again_is_given_up_with_one_line() -> None:
     cluster = PretendedCluster(fate)
     with pytest.raises(WorkerLostError, match=r"^all 2 workers were lost: Ray's process raylet ended unexpectedly$"):
         run_toys(on_pretended(packed(2), cluster), toys(4), end_ns=END_NS)
+
+
+def test_what_is_lost_while_workers_start_is_shown_as_long_as_it_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count()  # by which whoever asks for the time finds that one has passed
+    clock = SimpleNamespace(monotonic=lambda: float(next(seconds)), perf_counter=time.perf_counter)
+    monkeypatch.setattr("cluster.actor_layout.time", clock)
+    looks: Counter[PretendedCall] = Counter()
+
+    def fate(call: PretendedCall) -> object:
+        looks[call] += 1
+        if call.actor is cluster.actors[0]:
+            return Missing.LOST
+        if call.actor in cluster.actors[2:3] and looks[call] == 2:
+            cluster.lost = "Ray's process raylet ended unexpectedly"
+        return Missing.WAITING if call.method == "papers" and looks[call] < 9 else None
+
+    cluster = PretendedCluster(fate)
+    session = Session("packed", 2)
+    session._layout = on_pretended(packed(2), cluster)
+    shown: list[str] = []
+    assert session.run(load_scenario("quiet"), None, lambda one: shown.append(described(one)), None).partial is None
+    starts = [what for what, _ in itertools.groupby(shown) if what.startswith("starting")]
+    assert starts == [
+        "starting packed",
+        "starting packed; host-1 was lost and is replaced",
+        "starting packed; Ray's process raylet ended unexpectedly; another Ray was started",
+        "starting packed",
+    ]
