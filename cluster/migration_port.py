@@ -274,7 +274,7 @@ class MigrationPort:
                 vm, Report.STOPPED,
                 (
                     number, Stream(state, self._peers[vm]), PageDigests(state.pages), stopped.books.body(),
-                    stopped.written_pages, stopped.stopped_ns,
+                    stopped.written_pages, stopped.stopped_ns, stopped.unsent_pages,
                 ),
             )  # fmt: skip
 
