@@ -345,9 +345,9 @@ class LiveMigrations:
             one.ahead = True
             self.step(one, Event.ROUNDS_DONE, now_ns)
         elif verdict is Verdict.STALLED:
-            self.fail(one, Outcome.TIMED_OUT, now_ns, f"no progress, after {len(one.precopy.rounds)} rounds")
+            self.fail(one, Outcome.TIMED_OUT, now_ns, f"no progress, {one.precopy.how_far}")
         else:
-            self.fail(one, Outcome.ROUND_CAP, now_ns, f"after {len(one.precopy.rounds)} rounds")
+            self.fail(one, Outcome.ROUND_CAP, now_ns, one.precopy.how_far)
 
     def _timed_out(self, one: Migration, now_ns: int) -> None:
         """The copying has taken as long as it may."""

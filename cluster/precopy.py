@@ -8,8 +8,10 @@ measured migration (7.1 GiB at 105.3 MiB/s) time and volume agree within 1 % wit
 one fitted W; the number of rounds does not (12 against 69), because a constant
 rate knows no busy and quiet times.
 
-The rule of QEMU ends it: stop when what is left fits into the downtime limit at
-the rate of the last round, less the part of the downtime that is always there.
+The rule of QEMU ends it: stop when nothing is left, or what is left fits into the
+downtime limit at the rate of the last round. Of the limit the part of a downtime
+that is always there is taken off before, as Cloud Hypervisor means to; where that
+leaves nothing, a machine is stopped that has hardly anything left.
 """
 
 from __future__ import annotations
@@ -20,13 +22,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from cluster.units import DURATION
 from cluster.unsent_memory import Unsent, all_unsent
 from node.dirty_rates import Pool
 from psp.system_bus import PAGE_BYTES
 
 _GIB = 1 << 30
+_LEAST_STEP_BYTES = 2 * _GIB
 MOST_STALLED = 0.99
 """The share of time that a guest waits for pages at most."""
+
+
+HARDLY_ANYTHING_BYTES = 50 * PAGE_BYTES
+"""Less than that left is hardly anything, where no limit can be met: Xen's rule for all machines, as remembered."""
 
 
 class RoundCap(StrEnum):
@@ -108,6 +116,11 @@ class PrecopySettings:
         ]
         return min([cap for cap in caps if cap], default=0.0)
 
+    @property
+    def limit_can_be_met(self) -> bool:
+        """Whether a downtime can be within its limit, however little is left."""
+        return self.downtime_limit_ns > self.fixed_downtime_ns
+
     def handler_cap(self, vcpus: int) -> float:
         """What a handler puts on the wire at most: it has one vCPU at a time, and half of its guest's time at most."""
         most = self.handler_bytes_per_s * min(1.0, vcpus / 2)
@@ -146,12 +159,13 @@ class PrecopySettings:
     def downtime_limit_at(self, passed_ns: int, memory_bytes: int) -> float:
         """The limit when a migration has copied for so long: even steps, the first of them at once, as Nova has them.
 
-        Source: ``downtime_steps`` in nova/virt/libvirt/migration.py.
+        Steps of a machine of less than 2 GiB are as long as of one of 2 GiB. Source: ``downtime_steps`` in
+        nova/virt/libvirt/migration.py, and ``live_migration_downtime_delay`` in nova/conf/libvirt.py.
         """
         steps = self.downtime_steps
         if steps <= 1:
             return self.downtime_limit_ns
-        step_ns = self.downtime_step_ns_per_gib * memory_bytes / _GIB
+        step_ns = self.downtime_step_ns_per_gib * max(_LEAST_STEP_BYTES, memory_bytes) / _GIB
         step = steps if step_ns <= 0 else min(steps, int(passed_ns // step_ns))
         first = self.downtime_limit_ns / steps
         return first + (self.downtime_limit_ns - first) * step / steps
@@ -343,6 +357,18 @@ class Precopy:
         if sent_bytes:
             self._carried = sent * self._worth_bytes, max(1, ended_ns - self._began_ns)
 
+    @property
+    def how_far(self) -> str:
+        """How many rounds there were, and why they lead nowhere where they cannot."""
+        settings, rounds = self._settings, f"after {len(self.rounds)} rounds"
+        if settings.limit_can_be_met:
+            return rounds
+        fixed, limit = DURATION.format(round(settings.fixed_downtime_ns)), DURATION.format(settings.downtime_limit_ns)
+        return f"{rounds}: {fixed} of each downtime are fixed, and {limit} the limit"
+
+    def _is_hardly_anything(self, left: int) -> bool:
+        return left < HARDLY_ANYTHING_BYTES and not self._settings.limit_can_be_met
+
     def unsent_zeros(self, zero_bytes: int) -> int:
         """Bytes of pages of zeros, of so many in all memory, that a first round did not send."""
         if self._unsent is None or self._sends is not None:
@@ -386,7 +412,7 @@ class Precopy:
         budget_ns = limit_ns - self._settings.fixed_downtime_ns
         if left < self._best_bytes:
             self._best_bytes, self._best_ns = left, now_ns
-        if left * took_ns <= budget_ns * carried_bytes:
+        if left * took_ns <= budget_ns * carried_bytes or not left or self._is_hardly_anything(left):
             return Verdict.STOP
         if len(self.rounds) >= self._settings.max_rounds:
             return _AT_CAP[self._settings.at_round_cap]

@@ -130,6 +130,9 @@ def test_the_downtime_limit_is_reached_in_steps_as_nova_raises_it():
     limits = [round(stepped.downtime_limit_at(passed * S, 3 * GIB) / 1e6) for passed in range(0, 991, 90)]
     assert limits == [40, 76, 112, 148, 184, 220, 256, 292, 328, 364, 400, 400]
     assert round(stepped.downtime_limit_at(90 * S - 1, 3 * GIB) / 1e6) == 40
+    # The delay is for each GiB, of which at least two count.
+    small = [round(stepped.downtime_limit_at(passed * S, GIB // 2) / 1e6) for passed in (59, 60, 119, 120)]
+    assert small == [40, 76, 76, 112]
     assert settings().downtime_limit_at(0, GIB) == 300e6
 
 
