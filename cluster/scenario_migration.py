@@ -69,6 +69,7 @@ class MigrationSettings(ScenarioPart):
     throttle_increment: Annotated[float, Strict(), Field(gt=0, le=0.99)] = 0.1
     """And with each further step (QEMU: 10 %)."""
     throttle_max: Annotated[float, Strict(), Field(gt=0, le=0.99)] = 0.99
+    """And at most (QEMU: 99 %)."""
     dirty_limit: Rate | None = None
     """What each vCPU may write at most while its machine is copied. Default: no limit."""
     recover_after: Duration = 1_000_000_000
