@@ -80,6 +80,22 @@ def break_round_off(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     one.precopy.break_off(sent_bytes, now_ns)
 
 
+def hold_back(one: Migration, unsent_pages: int, now_ns: int) -> int:
+    """Of a round that was broken off firmware has so many pages in line: what the network had carried ahead of it.
+
+    It counts as sent in the round no more, though the network is not to carry it again.
+    """
+    if not unsent_pages or not one.private_pages:
+        return 0
+    assert one.precopy is not None
+    size_bytes, sent_bytes = one.precopy.size_bytes, one.precopy.rounds[-1].size_bytes
+    carried = max(0, sent_bytes - (size_bytes - size_bytes * unsent_pages // one.private_pages))
+    if carried:
+        one.precopy.hold_back(carried, now_ns)
+        one.told_bytes += carried
+    return carried
+
+
 def end_flow(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     """A move's flow, if it has one, ends before its time: of a round or the last copy, what it brought is sent."""
     if one.flows and one.phase is Phase.DRAINING:

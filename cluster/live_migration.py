@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.auto_converge import slow_down
-from cluster.broken_links import break_round_off, end_flow, give_up
+from cluster.broken_links import break_round_off, end_flow, give_up, hold_back
 from cluster.commit_record import CommitRecord
 from cluster.fabric import Fabric
 from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Event, Phase, Report
@@ -328,9 +328,9 @@ class LiveMigrations:
             one.ahead = True
             self.step(one, Event.ROUNDS_DONE, now_ns)
         elif verdict is Verdict.STALLED:
-            self.fail(one, Outcome.TIMED_OUT, now_ns, f"no progress, after {len(one.precopy.rounds)} rounds")
+            self.fail(one, Outcome.TIMED_OUT, now_ns, f"no progress, {one.precopy.how_far}")
         else:
-            self.fail(one, Outcome.ROUND_CAP, now_ns, f"after {len(one.precopy.rounds)} rounds")
+            self.fail(one, Outcome.ROUND_CAP, now_ns, one.precopy.how_far)
 
     def on_deadline(self, one: Migration, _: Phase, now_ns: int) -> None:
         """The copying has taken as long as it may."""
@@ -349,7 +349,7 @@ class LiveMigrations:
 
     def on_stopped(
         self, one: Migration, now_ns: int, frames: Stream | tuple[bytes, ...], digests: PageDigests | bytes,
-        books: tuple[Any, ...], written_pages: int, stopped_ns: int,
+        books: tuple[Any, ...], written_pages: int, stopped_ns: int, unsent_pages: int,
     ) -> None:  # fmt: skip
         """The VM stands still: what is still dirty goes over now."""
         if not self.step(one, Event.STOPPED, now_ns):
@@ -358,21 +358,25 @@ class LiveMigrations:
         assert one.guest is not None
         one.stopped_ns, one.luggage = stopped_ns, (frames, digests, books)
         one.frame_bytes = bytes_of(frames)
+        carried = hold_back(one, unsent_pages, now_ns)
         dirty = one.precopy.dirty_bytes(now_ns) + written_pages * PAGE_BYTES
         left = min(dirty, one.precopy.memory_bytes)
         if one.guest.migration_handler and not self.settings.handler_believes_log:
             left = one.precopy.memory_bytes
         if one.ahead:
             one.pulled_bytes, left = left, 0
+        one.unsent_zero_bytes = one.precopy.unsent_zeros(one.zero_bytes)
         one.final_bytes = left + one.guest.vcpus * VMSA_BYTES
         if self.is_cut_off(one):
             one.final_bytes = 0
             give_up(self, one, now_ns)
             return
-        self.start_flow(one, one.final_bytes, now_ns)
+        self.start_flow(one, one.final_bytes, now_ns, 0 if one.ahead else one.unsent_zero_bytes, carried)
 
-    def start_flow(self, one: Migration, size_bytes: int, now_ns: int, zero_bytes: int = 0) -> None:
-        """Send memory of a move from now on, of which so many bytes are pages of zeros."""
+    def start_flow(
+        self, one: Migration, size_bytes: int, now_ns: int, zero_bytes: int = 0, carried_bytes: int = 0
+    ) -> None:
+        """Send memory of a move from now on; so much of it is pages of zeros, or was on the network before."""
         one.flows = True
         assert one.precopy is not None
         assert one.guest is not None
@@ -385,6 +389,7 @@ class LiveMigrations:
             new_bytes, one.told_bytes = max(0, size_bytes - one.told_bytes), 0
             one.private_pages = -(-(new_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
             self._tell_round(one)
+        size_bytes = max(0, size_bytes - carried_bytes)
         ratio = 1.0 if one.platforms else self.settings.compression_ratio  # Ciphertext does not become shorter.
         cap = self.settings.handler_cap(one.guest.vcpus) if by_handler else _cap_of(self.settings)
         wire_bytes = size_bytes * ratio

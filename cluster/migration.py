@@ -134,6 +134,8 @@ class Migration:
     """What the source was told last of standing still, and of the most that a vCPU may write."""
     zero_bytes: int = 0
     """Of its memory, pages of zeros, of which only the news goes over the network."""
+    unsent_zero_bytes: int = 0
+    """Of those, what no round had sent when the VM was stopped."""
     wire_ratio: float = 1.0
     """Bytes on the network for each of memory, in what is under way or was last."""
     wire_bytes: int = 0

@@ -294,7 +294,7 @@ class MigrationPort:
                 known, Report.STOPPED,
                 (
                     number, Stream(state, known.peer), PageDigests(state.pages), stopped.books.body(),
-                    stopped.written_pages, stopped.stopped_ns,
+                    stopped.written_pages, stopped.stopped_ns, stopped.unsent_pages,
                 ),
             )  # fmt: skip
 

@@ -34,8 +34,8 @@ def drain(live: LiveMigrations, one: Migration, now_ns: int) -> None:
         one.broken_ns = -1
         one.wire_bytes += -(-one.precopy.memory_bytes // PAGE_BYTES // 8)
     missing = one.pulled_bytes - one.came_bytes
-    at_once = not one.precopy.sent_bytes and not one.came_bytes
-    live.start_flow(one, missing, now_ns, min(one.zero_bytes, missing) if at_once else 0)
+    zeros = one.unsent_zero_bytes * missing // max(1, one.pulled_bytes) // PAGE_BYTES * PAGE_BYTES
+    live.start_flow(one, missing, now_ns, zeros)
     rate = max(1.0, live.fabric.rate(one.number))
     took_ns = max(1, round(missing * one.wire_ratio * 1e9 / rate))
     faults, stalled = one.precopy.stalled_while(missing, took_ns, one.guest.vcpus, one.touched_ns)

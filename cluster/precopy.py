@@ -8,8 +8,10 @@ measured migration (7.1 GiB at 105.3 MiB/s) time and volume agree within 1 % wit
 one fitted W; the number of rounds does not (12 against 69), because a constant
 rate knows no busy and quiet times.
 
-The rule of QEMU ends it: stop when what is left fits into the downtime limit at
-the rate of the last round, less the part of the downtime that is always there.
+The rule of QEMU ends it: stop when nothing is left, or what is left fits into the
+downtime limit at the rate of the last round. Of the limit the part of a downtime
+that is always there is taken off before, as Cloud Hypervisor means to; where that
+leaves nothing, a machine is stopped that has hardly anything left.
 """
 
 from __future__ import annotations
@@ -20,12 +22,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from cluster.units import DURATION
+from cluster.unsent_memory import Unsent, all_unsent
 from node.dirty_rates import Pool
 from psp.system_bus import PAGE_BYTES
 
 _GIB = 1 << 30
+_LEAST_STEP_BYTES = 2 * _GIB
 MOST_STALLED = 0.99
 """The share of time that a guest waits for pages at most."""
+
+
+HARDLY_ANYTHING_BYTES = 50 * PAGE_BYTES
+"""Less than that left is hardly anything, where no limit can be met: Xen's rule for all machines, as remembered."""
 
 
 class RoundCap(StrEnum):
@@ -107,6 +116,11 @@ class PrecopySettings:
         ]
         return min([cap for cap in caps if cap], default=0.0)
 
+    @property
+    def limit_can_be_met(self) -> bool:
+        """Whether a downtime can be within its limit, however little is left."""
+        return self.downtime_limit_ns > self.fixed_downtime_ns
+
     def handler_cap(self, vcpus: int) -> float:
         """What a handler puts on the wire at most: it has one vCPU at a time, and half of its guest's time at most."""
         most = self.handler_bytes_per_s * min(1.0, vcpus / 2)
@@ -145,12 +159,13 @@ class PrecopySettings:
     def downtime_limit_at(self, passed_ns: int, memory_bytes: int) -> float:
         """The limit when a migration has copied for so long: even steps, the first of them at once, as Nova has them.
 
-        Source: ``downtime_steps`` in nova/virt/libvirt/migration.py.
+        Steps of a machine of less than 2 GiB are as long as of one of 2 GiB. Source: ``downtime_steps`` in
+        nova/virt/libvirt/migration.py, and ``live_migration_downtime_delay`` in nova/conf/libvirt.py.
         """
         steps = self.downtime_steps
         if steps <= 1:
             return self.downtime_limit_ns
-        step_ns = self.downtime_step_ns_per_gib * memory_bytes / _GIB
+        step_ns = self.downtime_step_ns_per_gib * max(_LEAST_STEP_BYTES, memory_bytes) / _GIB
         step = steps if step_ns <= 0 else min(steps, int(passed_ns // step_ns))
         first = self.downtime_limit_ns / steps
         return first + (self.downtime_limit_ns - first) * step / steps
@@ -194,8 +209,10 @@ class Precopy:
         self._pools = tuple(pools)
         self._dirty = [0.0] * len(self._pools)
         """Bytes of each pool written since the log was read last."""
-        self._sent_of = [1.0] * len(self._pools)
-        """The share of each pool that the present round sends."""
+        self._sends: list[float] | None = None
+        """Of each pool, what the present round sends; None for the first, which sends all memory."""
+        self._unsent: Unsent | None = None
+        """Of a round that was broken off, or did not begin."""
         self._looked_ns = now_ns
         self._began_ns = now_ns
         self._first_ns = now_ns
@@ -203,10 +220,8 @@ class Precopy:
         self._best_bytes, self._best_ns = memory_bytes, now_ns
         self._zero_bytes = 0
         """Of the present round."""
-        self._carried_bytes = 0.0
-        """What the last round was to the network: what is left then will not be zeros."""
-        self._unsent_bytes = 0
-        """Of a round that was broken off."""
+        self._carried: tuple[float, int] | None = None
+        """What the last round that sent anything was to the network, and its time: what is left will not be zeros."""
         self._hot_rounds = 0
         self.throttle = 0.0
         """The share of their time that the vCPUs are to stand still."""
@@ -241,25 +256,29 @@ class Precopy:
         self._began_ns, self._zero_bytes = now_ns, zero_bytes
 
     def restate(self, pools: Sequence[Pool], now_ns: int) -> None:
-        """The guest writes otherwise from now on; what it has written stays written."""
+        """The guest writes otherwise from now on, into as many pools; what it has written stays written."""
         self.dirty_bytes(now_ns)
         self._pools = tuple(pools)
-        more = len(self._pools) - len(self._dirty)
-        self._dirty = (self._dirty + [0.0] * more)[: len(self._pools)]
-        self._sent_of = (self._sent_of + [1.0] * more)[: len(self._pools)]
 
     def dirty_bytes(self, now_ns: int) -> int:
-        """Distinct bytes written since the log was read last, at most all memory."""
+        """Distinct bytes written since the log was read last, or left of what was to be sent; at most all memory."""
         passed_s = (now_ns - self._looked_ns) * 1e-9
         self._looked_ns = now_ns
-        if not self._pools:
-            return min(self.memory_bytes, self._unsent_bytes)
         for number, pool in enumerate(self._pools):
             before, size = self._dirty[number], float(pool.working_set_bytes)
             if before < size:
                 grown = size - (size - before) * math.exp(-pool.write_bytes_per_s * passed_s / size)
                 self._dirty[number] = max(before, grown)
-        return min(self.memory_bytes, math.ceil(sum(self._dirty)) + self._unsent_bytes)
+        if self._unsent is None:
+            return min(self.memory_bytes, math.ceil(sum(self._dirty)))
+        return min(self.memory_bytes, round(self._left().total))
+
+    def _left(self) -> Unsent:
+        """Where what is left lies."""
+        unsent = self._unsent
+        if unsent is None:
+            unsent = Unsent((0.0,) * len(self._pools)) if self.rounds else all_unsent(self.memory_bytes, self._pools)
+        return unsent.with_written(self._pools, self._dirty)
 
     def stalled_while(
         self, missing_bytes: int, took_ns: int, vcpus: int, touched_ns: float = 0.0
@@ -288,19 +307,13 @@ class Precopy:
         ])  # fmt: skip
 
     def _missing_of(self, missing_bytes: int) -> list[tuple[Pool, float]]:
-        """Each pool, and the share of it that is missing where so much is.
-
-        What the first round has not sent lies anywhere; what a later one has not, and what was written since, lies in
-        the pools.
-        """
-        unsent = self._unsent_bytes if self.rounds else self.memory_bytes
-        left = max(1.0, min(self.memory_bytes, unsent + sum(self._dirty)))
-        missing, of_round = min(1.0, missing_bytes / left), unsent / max(1, self._size_bytes)
-        found = []
-        for pool, sent, dirty in zip(self._pools, self._sent_of, self._dirty, strict=True):
-            there = (1.0 - of_round * sent) * (1.0 - min(1.0, dirty / pool.working_set_bytes))
-            found.append((pool, missing * (1.0 - there)))
-        return found
+        """Each pool, and the share of it that is missing where so much is: it comes evenly from all that was left."""
+        left = self._left()
+        missing = min(1.0, missing_bytes / max(1.0, left.total))
+        return [
+            (pool, missing * min(1.0, size / pool.working_set_bytes))
+            for pool, size in zip(self._pools, left.of_pools, strict=True)
+        ]
 
     def faults_while(
         self, missing_bytes: int, took_ns: int, pace: float = 1.0, until_ns: int | None = None, touched_ns: float = 0.0
@@ -325,24 +338,62 @@ class Precopy:
     def break_off(self, sent_bytes: int, now_ns: int) -> None:
         """The present round goes no further: what it did not send is left, besides what was written meanwhile."""
         sent_bytes = min(sent_bytes, self._size_bytes)
-        self._unsent_bytes = self._size_bytes - sent_bytes
-        self._carried_bytes = float(sent_bytes)
+        self._leave(sent_bytes, now_ns)
         began_ns = self._began_ns if sent_bytes else now_ns  # It had not begun.
         self.rounds.append(Round(sent_bytes, began_ns, now_ns, self.dirty_bytes(now_ns)))
 
+    def hold_back(self, size_bytes: int, now_ns: int) -> None:
+        """Of the round that was broken off so much more has not been sent."""
+        last = self.rounds.pop()
+        sent_bytes = max(0, last.size_bytes - size_bytes)
+        self._leave(sent_bytes, last.ended_ns)
+        self.rounds.append(last._replace(size_bytes=sent_bytes, left_bytes=self.dirty_bytes(now_ns)))
+
+    def _leave(self, sent_bytes: int, ended_ns: int) -> None:
+        sends = self._sends
+        left = all_unsent(self.memory_bytes, self._pools) if sends is None else Unsent(tuple(sends))
+        sent = sent_bytes / self._size_bytes
+        self._unsent = left.part(1.0 - sent)
+        if sent_bytes:
+            self._carried = sent * self._worth_bytes, max(1, ended_ns - self._began_ns)
+
+    @property
+    def how_far(self) -> str:
+        """How many rounds there were, and why they lead nowhere where they cannot."""
+        settings, rounds = self._settings, f"after {len(self.rounds)} rounds"
+        if settings.limit_can_be_met:
+            return rounds
+        fixed, limit = DURATION.format(round(settings.fixed_downtime_ns)), DURATION.format(settings.downtime_limit_ns)
+        return f"{rounds}: {fixed} of each downtime are fixed, and {limit} the limit"
+
+    def _is_hardly_anything(self, left: int) -> bool:
+        return left < HARDLY_ANYTHING_BYTES and not self._settings.limit_can_be_met
+
+    def unsent_zeros(self, zero_bytes: int) -> int:
+        """Bytes of pages of zeros, of so many in all memory, that a first round did not send."""
+        if self._unsent is None or self._sends is not None:
+            return 0
+        # Nobody has written those, so that they lie in no pool.
+        share = 1.0 - self.rounds[-1].size_bytes / self._size_bytes
+        return int(min(zero_bytes * share, self._unsent.of_rest)) // PAGE_BYTES * PAGE_BYTES
+
+    @property
+    def _worth_bytes(self) -> float:
+        """What the present round is to the network."""
+        return self._settings.without_zeros(self._size_bytes, self._zero_bytes, 1.0)[0]
+
     @property
     def expected_downtime_ns(self) -> int:
-        """As it would be if the last round had been the last: what was left, at its rate, and the fixed part."""
-        if not self.rounds or not self._carried_bytes:
+        """As it would be if the last round had been the last: what was left, at the rate so far, and the fixed part."""
+        if self._carried is None:
             return 0
-        last = self.rounds[-1]
-        took_ns = max(1, last.ended_ns - last.began_ns)
-        return round(self._settings.fixed_downtime_ns + last.left_bytes * took_ns / self._carried_bytes)
+        carried_bytes, took_ns = self._carried
+        return round(self._settings.fixed_downtime_ns + self.rounds[-1].left_bytes * took_ns / carried_bytes)
 
-    def _converge(self, left: int) -> None:
+    def _converge(self, left: int, carried_bytes: float) -> None:
         """Auto-converge: rounds that dirty too much of what they sent slow the guest down, step by step."""
         settings = self._settings
-        if not settings.throttle_first or left <= settings.throttle_trigger * self._carried_bytes:
+        if not settings.throttle_first or left <= settings.throttle_trigger * carried_bytes:
             return
         self._hot_rounds += 1
         if self._hot_rounds >= settings.throttle_after_rounds:
@@ -354,24 +405,22 @@ class Precopy:
         """The present round is through: what follows. After NEXT, ``size_bytes`` is what the next one sends."""
         took_ns = max(1, now_ns - self._began_ns)
         left = self.dirty_bytes(now_ns)
-        self._carried_bytes = self._settings.without_zeros(self._size_bytes, self._zero_bytes, 1.0)[0]
+        carried_bytes = self._worth_bytes
+        self._carried = carried_bytes, took_ns
         self.rounds.append(Round(self._size_bytes, self._began_ns, now_ns, left))
         limit_ns = self._settings.downtime_limit_at(now_ns - self._first_ns, self.memory_bytes)
         budget_ns = limit_ns - self._settings.fixed_downtime_ns
         if left < self._best_bytes:
             self._best_bytes, self._best_ns = left, now_ns
-        if left * took_ns <= budget_ns * self._carried_bytes:
+        if left * took_ns <= budget_ns * carried_bytes or not left or self._is_hardly_anything(left):
             return Verdict.STOP
         if len(self.rounds) >= self._settings.max_rounds:
             return _AT_CAP[self._settings.at_round_cap]
         patience_ns = self._settings.progress_timeout_ns
         if patience_ns and now_ns - self._best_ns > patience_ns:
             return Verdict.STALLED
-        self._converge(left)
-        self._size_bytes = left
-        self._sent_of = [
-            min(1.0, dirty / pool.working_set_bytes) for pool, dirty in zip(self._pools, self._dirty, strict=True)
-        ]
+        self._converge(left, carried_bytes)
+        self._size_bytes, self._sends = left, self._dirty
         self._dirty = [0.0] * len(self._pools)
         return Verdict.NEXT
 

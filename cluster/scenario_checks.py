@@ -402,11 +402,17 @@ def _check_migrations(scenario: Scenario) -> None:
         raise _wrong("fabric.link", "more than 0", "0")
     if scenario.fabric.reshare_grid == 0:
         raise _wrong("fabric.reshare_grid", "more than no time", "0")
+    moving = scenario.migration
+    if moving.throttle_max < moving.throttle_initial:
+        expected = f"at least throttle_initial, {moving.throttle_initial}"
+        raise _wrong("migration.throttle_max", expected, str(moving.throttle_max))
     for index, plan in enumerate(scenario.migrations):
         if plan.vm not in known and scenario.trace is None:
             raise _wrong(f"migrations[{index}].vm", "a virtual machine or a group of this scenario", shown(plan.vm))
         if plan.to is not None and plan.to not in hosts:
             raise _wrong(f"migrations[{index}].to", "a host of this scenario", shown(plan.to))
+        if plan.to is not None and plan.placement == "random":
+            raise _wrong(f"migrations[{index}].placement", "none beside to, which names the host", shown(plan.placement))
         _check_moment(f"migrations[{index}].at", plan.at, scenario)
     for index, drain in enumerate(scenario.drains):
         if drain.host not in hosts:

@@ -40,12 +40,16 @@ def _never(why: str) -> None:
 
 
 class Stopped(NamedTuple):
-    """A VM that stands still, since ``stopped_ns``: what travels, its books, and pages written since a given time."""
+    """A VM that stands still, since ``stopped_ns``: what travels, its books, and pages written since a given time.
+
+    ``unsent_pages`` are those that its firmware was told to send, and is not through with.
+    """
 
     state: VmState
     books: GuestBooks
     written_pages: int
     stopped_ns: int
+    unsent_pages: int = 0
 
 
 @dataclass(slots=True)
@@ -218,7 +222,8 @@ class Departures:
                 self._host.network.settle(guest)
             departure.chain = self.chains[name] = self._host.log.leave(name, self._host.clock.now_ns)
             written = guest.dirty_log.written_since(since_ns)
-            done(Stopped(state, GuestBooks.of(guest, departure.chain), written, parked_ns))
+            unsent = self._host.tasks.uncopied(name)
+            done(Stopped(state, GuestBooks.of(guest, departure.chain), written, parked_ns, unsent))
 
         if guest.state is GuestState.RUNNING:
             self._host.pause(name, parked)

@@ -176,6 +176,10 @@ class HypervisorTasks:
             owner = Owner(row.removeprefix(COPY), PAGES)
             self.ledger.note_wait(owner, Mechanism.PSP_WAIT, ((neighbour.removeprefix(COPY), ns),))
 
+    def uncopied(self, name: str) -> int:
+        """Pages that it was told to send or receive, and is not through with."""
+        return self.streams.left(f"{COPY}{name}")
+
     def stop_copying(self, name: str) -> None:
         """Break that off, if it is under way."""
         self.streams.stop(f"{COPY}{name}")

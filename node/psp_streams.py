@@ -27,6 +27,11 @@ class _Row:
     waited: Callable[[int], None]
     waited_ns: float = 0.0
 
+    @property
+    def commands_left(self) -> int:
+        """Those that were not begun."""
+        return int(max(0.0, self.left_ns) // self.service_ns) if self.service_ns else 0
+
 
 class PspStreams:
     """The rows under way on one host."""
@@ -80,6 +85,13 @@ class PspStreams:
         self._promises.pop(name, None)
         self._look_ahead()
         return left
+
+    def left(self, name: str) -> int:
+        """How many commands of a row were not begun, 0 for one that is not under way."""
+        if name not in self._rows:
+            return 0
+        self._advance()
+        return self._rows[name].commands_left
 
     def ahead_ns(self) -> int:
         """How long somebody else's command waits for those of rows that are in the mailbox before it."""
@@ -167,7 +179,7 @@ class PspStreams:
         return int(-(-(at + need_ns) // 1))
 
     def _book(self, row: _Row) -> int:
-        left = int(max(0.0, row.left_ns) // row.service_ns) if row.service_ns else 0
+        left = row.commands_left
         commands = row.commands - left
         self._queue.count(row.command, commands, commands * row.service_ns)
         waited_ns = round(row.waited_ns)

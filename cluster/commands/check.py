@@ -15,7 +15,8 @@ NAME = "check"
 HELP = "validate scenario files"
 DESCRIPTION = """\
 Reads scenario files, and the traces they name, as a run would, and says in one
-line what is wrong: file, field, what was expected and what was there.
+line what is wrong: file, field, what was expected and what was there. Notes
+tell what is valid and may still not be meant.
 
 --json-schema prints the format as JSON Schema, for editors that complete and
 check while one types."""
@@ -32,6 +33,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """Check each file; the first error ends it."""
     from cluster.bundled_scenarios import in_file_of, load_scenario
     from cluster.placed_orders import placed_orders
+    from cluster.scenario_notes import notes
 
     if arguments.json_schema:
         print(json.dumps(_schema(), indent=2))
@@ -43,6 +45,8 @@ def execute(arguments: argparse.Namespace) -> int:
         with in_file_of(file):
             placed_orders(scenario, {}, {})
         print(f"{file}: valid: {_described(scenario)}")
+        for note in notes(scenario):
+            print(f"{file}: note: {note}")
     return 0
 
 

@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from test_live_migration import GIB, group, move, play, scenario, small_image, vm_row  # noqa: F401 - the fixture
+from test_live_migration import GIB, IDLE, group, move, play, scenario, small_image, vm_row  # noqa: F401 - the fixture
+from test_post_copy import writer
 
 from workloads.trace_player import pack_runs
 
@@ -59,9 +60,78 @@ def test_between_two_rounds_what_the_next_was_to_send_is_left(then: str) -> None
 
 @pytest.mark.parametrize("link", ["10 Gb/s", "240 Mb/s"])
 def test_what_firmware_has_not_sent_is_sent_while_the_guest_stands_still(link: str) -> None:
-    """Firmware sends 20 MB/s: of its first round a third in 10 s, whether the network has brought all of it or half."""
+    """Firmware sends 20 MB/s: in 10 s two fifths of its first round, whether the network has brought all of it or half.
+
+    Of the pages that are written all the time it had sent as many, and has those to send again; the others once.
+    """
     row, rounds = moved("20 s", "stop-and-copy", "SEV", link)
     private_bytes = (512 - 30) * MIB  # Firmware carries none of the pool that the guest shares.
-    assert rounds[0].size_bytes > 280 * MIB
-    rest_s = private_bytes / _PSP_BYTES_PER_S - 10 + 64 * MIB / _PSP_BYTES_PER_S
-    assert row["downtime_ns"] / 1e9 == pytest.approx(rest_s, rel=0.02)
+    sent = 10 * _PSP_BYTES_PER_S / private_bytes
+    assert rounds[0].size_bytes == pytest.approx(sent * 512 * MIB, rel=0.01)
+    rest_s = private_bytes / _PSP_BYTES_PER_S - 10 + sent * 64 * MIB / _PSP_BYTES_PER_S
+    assert row["downtime_ns"] / 1e9 == pytest.approx(rest_s, rel=0.01)
+    assert row["expected_downtime_ns"] == pytest.approx(row["downtime_ns"], rel=0.05)
+    assert row["bytes"] == row["wire_bytes"] == pytest.approx((512 + sent * 64) * MIB, rel=0.01)
+
+
+FIXED = 22e6
+"""The parts of a downtime that are always there (ns): stop and resume."""
+
+
+def row_of(vm: dict[str, Any], migration: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The row of the one move of a VM of 1 GiB over 1 Gb/s, which goes on at the target."""
+    values = {"fabric": {"link": "1 Gb/s"}, "duration": "60 s"} | changes
+    _, rows = play(scenario(vms=[group("vm", **vm)], migrations=[move()], migration=migration, **values))
+    (row,), there = rows["migrations"], vm_row(rows)
+    assert (row["outcome"], there["host"], there["state"], there["faults"]) == ("completed", "host-2", "running", 0)
+    return dict(row)
+
+
+@pytest.mark.parametrize("then", ["stop-and-copy", "post-copy"])
+@pytest.mark.parametrize(
+    ("written_mib", "after", "left_mib"),
+    [
+        pytest.param(256, "8650 ms", 256, id="between two rounds, of a set that all was written"),
+        pytest.param(256, "4300 ms", 256 + 768 / 2, id="in the first round, of which half went"),
+        pytest.param(900, "4300 ms", 900 + 124 / 2, id="of a machine that writes nearly all of its memory"),
+    ],
+)
+def test_a_page_that_was_not_sent_and_is_written_is_sent_once(
+    written_mib: int, after: str, left_mib: float, then: str
+) -> None:
+    """The first round of a GiB takes 8,590 ms; then the log is read for 120."""
+    row = row_of(
+        writer(4_000_000_000, written_mib * MIB), {"timeout_per_gib": after, "at_timeout": then},
+        costs={"migration.round_ns_per_gib": 120e6},
+    )  # fmt: skip
+    left_bytes = row["post_copy_bytes"] if then == "post-copy" else row["final_bytes"]
+    assert left_bytes == pytest.approx(left_mib * MIB, rel=0.005)
+    stands_still_ns = 0 if then == "post-copy" else left_mib * MIB / LINK * 1e9
+    assert row["downtime_ns"] == pytest.approx(stands_still_ns + FIXED, rel=0.005, abs=5e6)
+    assert row["expected_downtime_ns"] == pytest.approx(left_mib * MIB / LINK * 1e9 + FIXED, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("send", "receive"), [pytest.param(25e6, 100e6, id="source"), pytest.param(100e6, 25e6, id="target")]
+)
+@pytest.mark.parametrize("link", ["10 Gb/s", "1 Gb/s"])
+def test_the_slower_of_both_firmwares_sets_the_pace_to_the_last_page(send: float, receive: float, link: str) -> None:
+    """Time is over after 1 s, in which 25 MB of 240 MiB have gone through both; all the rest waits for that one."""
+    costs = {"psp.send_update_ns_per_kib": 1024e9 / send, "psp.receive_update_ns_per_kib": 1024e9 / receive}
+    guest, private = {**IDLE, "generation": "SEV", "memory": "256 MiB"}, 240 * MIB
+    stop = {"timeout_per_gib": "4 s", "at_timeout": "stop-and-copy"}
+    row = row_of(guest, stop, fabric={"link": link}, costs=costs)
+    assert row["downtime_ns"] == pytest.approx((private / 25e6 - 1) * 1e9, rel=0.04)
+    assert (row["rounds"], row["bytes"]) == (1, pytest.approx(256 * MIB, rel=0.001))
+    assert row["wire_bytes"] == row["bytes"]
+
+
+@pytest.mark.parametrize(("after", "went_s"), [("1 ms", 0.0), ("1004 ms", 1.0)])
+def test_pages_of_zeros_that_were_not_sent_cost_the_wire_as_little_as_in_a_round(after: str, went_s: float) -> None:
+    """Of a GiB three quarters are zeros, a dozen bytes each; the dirty log of a GiB is on after 4 ms."""
+    zeros, wire_s = {"timeout_per_gib": after, "zero_pages": 0.75}, GIB / 4 / LINK * 1.01
+    stopped = row_of(IDLE, zeros | {"at_timeout": "stop-and-copy"})
+    assert stopped["downtime_ns"] == pytest.approx((wire_s - went_s) * 1e9 + FIXED, rel=0.02)
+    ahead = row_of(IDLE, zeros | {"at_timeout": "post-copy"})
+    assert ahead["post_copy_ns"] == pytest.approx((wire_s - went_s) * 1e9, rel=0.03)
+    assert stopped["wire_bytes"] == pytest.approx(ahead["wire_bytes"], rel=0.001)

@@ -130,6 +130,9 @@ def test_the_downtime_limit_is_reached_in_steps_as_nova_raises_it():
     limits = [round(stepped.downtime_limit_at(passed * S, 3 * GIB) / 1e6) for passed in range(0, 991, 90)]
     assert limits == [40, 76, 112, 148, 184, 220, 256, 292, 328, 364, 400, 400]
     assert round(stepped.downtime_limit_at(90 * S - 1, 3 * GIB) / 1e6) == 40
+    # The delay is for each GiB, of which at least two count.
+    small = [round(stepped.downtime_limit_at(passed * S, GIB // 2) / 1e6) for passed in (59, 60, 119, 120)]
+    assert small == [40, 76, 76, 112]
     assert settings().downtime_limit_at(0, GIB) == 300e6
 
 
@@ -147,8 +150,29 @@ def test_a_round_that_is_broken_off_leaves_what_it_did_not_send_beside_what_was_
     one = Precopy(GIB, [Pool(16 * MIB, 100 * GIB)], settings(), 0)
     one.begin(0)
     one.break_off(GIB // 4, S)
-    assert one.dirty_bytes(S) == GIB - GIB // 4 + 16 * MIB
+    # Of the pool all was written, whether it had been sent or not.
+    assert one.dirty_bytes(S) == (GIB - 16 * MIB) * 3 // 4 + 16 * MIB
     assert (one.sent_bytes, len(one.rounds)) == (GIB // 4, 1)
+
+
+def test_of_a_pool_that_is_unsent_by_half_half_of_what_is_written_is_left_already():
+    one = Precopy(GIB, [Pool(256 * MIB, 256.0 * MIB)], settings(), 0)
+    one.begin(0)
+    one.break_off(GIB // 2, S)
+    written = 1 - math.exp(-1)
+    assert one.dirty_bytes(S) == pytest.approx(384 * MIB + 256 * MIB * (1 / 2 + written / 2), abs=1)
+
+
+def test_a_round_that_does_not_begin_leaves_all_that_the_one_before_found_written():
+    one = Precopy(GIB, [Pool(256 * MIB, 256.0 * MIB)], settings(downtime_limit_ns=1), 0)
+    one.begin(0)
+    assert one.round_done(S) is Verdict.NEXT
+    one.break_off(0, 2 * S)
+    # Nothing of the pool has been sent since the first second began.
+    assert one.dirty_bytes(3 * S) == pytest.approx(256 * MIB * (1 - math.exp(-3)), abs=1)
+    # At the first round's rate of 1 GiB/s, what was left when that was found.
+    left = 256 * MIB * (1 - math.exp(-2))
+    assert one.expected_downtime_ns == pytest.approx(left / GIB * S, rel=1e-6)
 
 
 def test_auto_converge_takes_a_first_step_after_two_hot_rounds_and_further_ones_up_to_its_bound():
