@@ -412,7 +412,8 @@ def _check_migrations(scenario: Scenario) -> None:
         if plan.to is not None and plan.to not in hosts:
             raise _wrong(f"migrations[{index}].to", "a host of this scenario", shown(plan.to))
         if plan.to is not None and plan.placement == "random":
-            raise _wrong(f"migrations[{index}].placement", "none beside to, which names the host", shown(plan.placement))
+            both = "none beside to, which names the host"
+            raise _wrong(f"migrations[{index}].placement", both, shown(plan.placement))
         _check_moment(f"migrations[{index}].at", plan.at, scenario)
     for index, drain in enumerate(scenario.drains):
         if drain.host not in hosts:
