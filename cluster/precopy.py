@@ -152,9 +152,13 @@ class PrecopySettings:
 
         All of it has to be looked at.
         """
-        wire = (size_bytes - zero_bytes) * ratio + zero_bytes // PAGE_BYTES * self.zero_page_wire_bytes
+        wire = self.on_wire(size_bytes, zero_bytes, ratio)
         caps = [self.cap_bytes_per_s, self.zero_scan_bytes_per_s * wire / max(1, size_bytes)]
         return wire, min([cap for cap in caps if cap], default=0.0)
+
+    def on_wire(self, size_bytes: int, zero_bytes: int, ratio: float) -> float:
+        """Bytes on the wire for memory some of which is pages of zeros."""
+        return (size_bytes - zero_bytes) * ratio + zero_bytes // PAGE_BYTES * self.zero_page_wire_bytes
 
     def downtime_limit_at(self, passed_ns: int, memory_bytes: int) -> float:
         """The limit when a migration has copied for so long: even steps, the first of them at once, as Nova has them.
@@ -268,9 +272,11 @@ class Precopy:
             before, size = self._dirty[number], float(pool.working_set_bytes)
             if before < size:
                 grown = size - (size - before) * math.exp(-pool.write_bytes_per_s * passed_s / size)
-                self._dirty[number] = max(before, grown)
+                if grown > before:
+                    self._dirty[number] = grown
         if self._unsent is None:
-            return min(self.memory_bytes, math.ceil(sum(self._dirty)))
+            dirty_bytes = math.ceil(sum(self._dirty))
+            return dirty_bytes if dirty_bytes < self.memory_bytes else self.memory_bytes
         return min(self.memory_bytes, round(self._left().total))
 
     def _left(self) -> Unsent:
@@ -380,7 +386,7 @@ class Precopy:
     @property
     def _worth_bytes(self) -> float:
         """What the present round is to the network."""
-        return self._settings.without_zeros(self._size_bytes, self._zero_bytes, 1.0)[0]
+        return self._settings.on_wire(self._size_bytes, self._zero_bytes, 1.0)
 
     @property
     def expected_downtime_ns(self) -> int:
