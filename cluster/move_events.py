@@ -39,7 +39,7 @@ MOVE_KINDS: Mapping[MoveEvent, EventKind] = {
     MoveEvent.BEGUN: EventKind(MoveEvent.BEGUN, "migration", text="hosts"),
     MoveEvent.PHASE: EventKind(MoveEvent.PHASE, "migration", text="phase"),
     MoveEvent.ROUND: EventKind(MoveEvent.ROUND, "bytes", "bytes left", text="round", takes_time=True),
-    MoveEvent.SENT: EventKind(MoveEvent.SENT, "migration", "bytes", text="when"),
+    MoveEvent.SENT: EventKind(MoveEvent.SENT, "migration", "bytes", text="what"),
     MoveEvent.DONE: EventKind(MoveEvent.DONE, "migration", "downtime_ns", text="outcome"),
     MoveEvent.FAILED: EventKind(MoveEvent.FAILED, "migration", text="outcome"),
 }
