@@ -20,7 +20,7 @@ from node.dirty_rates import Pool
 from node.guest import GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.host import Host
-from node.migration_frames import PageDigests, Stream, session_of
+from node.migration_frames import PageDigests, Stream, StreamName
 from node.migration_refusal import MigrationRefusal
 from node.sealed_transfer import SEALED
 from psp.policy import LegacyPolicy
@@ -52,7 +52,7 @@ class MigrationPort:
         """VMs that are on their way, and under which number."""
         self._lost: dict[str, int] = {}
         """VMs that stood still here when the host crashed, and under which move: they may run elsewhere."""
-        self._peers: dict[str, bytes] = {}
+        self._peers: dict[str, StreamName] = {}
         """The names of the streams that they travel as."""
         self._asked: dict[str, int] = {}
         """What between the rows was begun last for each of them: 0 for the agreement on keys, else a round's number."""
@@ -188,7 +188,7 @@ class MigrationPort:
             self._send("stays", (number, found.name, found.value))
             return
         guest = self._host.guests[vm]
-        self._peers[vm] = session_of(number, vm, self._host.spec.name, destination)
+        self._peers[vm] = StreamName(number, vm, self._host.spec.name, destination)
         if not guest.spec.devices:
             self._ready(number, vm, found, looks=looks)
             return
@@ -295,7 +295,7 @@ class MigrationPort:
     def _keep_place(self, number: int, vm: str, source: str, body: GuestBody | bytes) -> None:
         spec = guest_of(body)
         self._lost.pop(vm, None)
-        self._peers[vm] = session_of(number, vm, source, self._host.spec.name)
+        self._peers[vm] = StreamName(number, vm, source, self._host.spec.name)
         platform = self._platform(spec)
 
         def told(wrong: str | None, certificates: bytes) -> None:

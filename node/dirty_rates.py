@@ -45,8 +45,7 @@ class DirtyRates:
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
             self._pools += [(vcpu, size, rates) for size, rates in _written_sets(demands).items()]
         self._looked_ns = now_ns
-        self._before = self._written()
-        self._stated = self.present()
+        self._before, self._stated = (self._written(), self.present()) if self._pools else ([], [])
 
     def present(self) -> list[float]:
         """Bytes a second written at this very moment, by pool."""

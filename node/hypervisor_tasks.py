@@ -138,10 +138,11 @@ class HypervisorTasks:
 
     def promise(self, guest: Guest, from_ns: int) -> None:
         """Nothing will be said of a launch before what is left of it is served."""
+        name, promises = guest.spec.name, self.promises
         if guest.least_left_ns:
-            from_ns = max(from_ns, self.psp_queue.free_ns)
-        promised = self.promises.get(guest.spec.name, 0)
-        self.promises[guest.spec.name] = max(promised, from_ns + guest.least_left_ns)
+            from_ns = max(from_ns, self.psp_queue.free_ns) + guest.least_left_ns
+        if name not in promises or promises[name] < from_ns:
+            promises[name] = from_ns
 
     def when_due(self, guest: Guest, say: Callable[[], None]) -> None:
         """Call ``say`` now, or when the promise for this VM allows it; the promise is kept then."""

@@ -103,7 +103,7 @@ class Vcpu:
     @property
     def phase(self) -> Owner:
         """Whose phase it is that it runs or is about to."""
-        return Owner(self.guest.spec.name, self.guest.demand_names[self.index][self.registers.r14])
+        return Owner(self.guest.spec.name, names_of(self.guest.demands[self.index])[self.registers.r14])
 
     def patience_ns(self, now_ns: int) -> int:
         """What a batch takes that costs nothing: nothing, but a nanosecond after many of them without a pause."""
