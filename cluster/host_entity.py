@@ -205,7 +205,8 @@ class HostEntity:
             told(message)
         else:
             self._migrations.receive(kind, message[5])
-            self._clock.settle()
+            if self._clock.unsettled:
+                self._clock.settle()
 
     def _ask_launch_owner(self, vm: str, shown: bytes) -> bytes | None:
         if self._owners is None:

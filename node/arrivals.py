@@ -154,10 +154,10 @@ class Arrivals:
         guest = host.guests[name]
         spec = guest.spec
         by_another = spec.migration_agent or spec.migration_handler
-        expected = Expected(
+        expected = tuple.__new__(Expected, (
             name, self._memory_of(spec), blocks_of(host.board.disk_files.get(name)), session, spec.vcpus,
             spec.generation in SEALED or by_another, CAPABILITIES[spec.generation].encrypted_registers, by_another,
-        )  # fmt: skip
+        ))  # fmt: skip
         try:
             state = state_of(frames, expected)
         except FrameError as error:

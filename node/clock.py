@@ -42,7 +42,9 @@ class Clock(simpy.Environment):
     def __init__(self) -> None:
         super().__init__(initial_time=0)
         self.settle: Callable[[], None] = lambda: None
-        """Called after each action."""
+        """Called after each action that left something unsettled."""
+        self.unsettled = False
+        """Whether it has anything to do."""
         self._fires = (self._fire,)
 
     @property
@@ -60,7 +62,8 @@ class Clock(simpy.Environment):
 
     def _fire(self, due: _Due) -> None:
         due.action()
-        self.settle()
+        if self.unsettled:
+            self.settle()
 
     def wake(self, delay_ns: int, action: Callable[[object], None]) -> None:
         """Call ``action``, which settles itself, when ``delay_ns`` have passed. Raises ValueError as ``after``."""

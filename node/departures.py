@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from node.host import Host
 
 
+_new = tuple.__new__
+"""Makes a named tuple without the call of Python's that its class would add."""
+
+
 def _never(why: str) -> None:
     raise AssertionError(why)
 
@@ -205,7 +209,7 @@ class Departures:
                 self._host.network.settle(guest)
             departure.chain = self.chains[name] = self._host.log.leave(name, self._host.clock.now_ns)
             written = guest.dirty_log.written_since(since_ns)
-            done(Stopped(state, GuestBooks.of(guest, departure.chain), written, parked_ns))
+            done(_new(Stopped, (state, GuestBooks.of(guest, departure.chain), written, parked_ns)))
 
         if guest.state is GuestState.RUNNING:
             self._host.pause(name, parked)

@@ -124,7 +124,7 @@ class Chain:
         if now_ns >= self._end_ns:
             self._close_bucket()
             self._bucket = now_ns // self._bucket_ns
-        end = ChainEnd(self._bucket, self._count, self._hash.digest())
+        end = tuple.__new__(ChainEnd, (self._bucket, self._count, self._hash.digest()))
         self._count = 0
         return end
 

@@ -63,7 +63,7 @@ class GuestBooks(NamedTuple):
             instructions.append(retired(vcpu))
             phases.append(_by_number(vcpu.phases))
         row_ns = {row: ns for row, ns in sorted(guest.row_ns.items()) if ns} if guest.row_ns else {}
-        return cls(
+        books = (
             guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
             guest.bytes_bounced, guest.copies, guest.disk.body() if guest.disk else (),
@@ -72,6 +72,7 @@ class GuestBooks(NamedTuple):
             () if guest.svsm is None else (guest.svsm.calls, guest.svsm.time_ns),
             () if guest.network is None else astuple(guest.network),
         )  # fmt: skip
+        return tuple.__new__(cls, books)
 
     def body(self) -> tuple[object, ...]:
         """As msgpack-able values."""

@@ -55,6 +55,8 @@ class Vcpu:
     guest: Guest
     index: int
     save_area_spa: int
+    thread: int
+    """Number of the software that runs on it now: its own, but where an SVSM has one of its own."""
     registers: Registers = field(default_factory=Registers)
     state: VcpuState = VcpuState.WAITING
     slot: int = -1
@@ -86,14 +88,8 @@ class Vcpu:
     llc_ns: float = 0.0
     slowed: bool = False
     """Its present phase is held to a rate while its VM moves."""
-    thread: int = -1
-    """Number of the software that runs on it now: its own, but where an SVSM has one of its own."""
     levels: VcpuLevels | None = None
     """Where it has several save areas, one for each VMPL."""
-
-    def __post_init__(self) -> None:
-        if self.thread < 0:
-            self.thread = self.index
 
     @property
     def threads(self) -> tuple[int, ...]:
