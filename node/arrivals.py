@@ -13,14 +13,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from node.disk import blocks_of
-from node.event_log import ChainEnd
 from node.generation import CAPABILITIES, Generation
 from node.guest import Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.guest_memory_map import memory_map
 from node.host_events import HostEvent
 from node.hypervisor_port import Entered, LaunchRefused
-from node.mechanism import no_time
 from node.migration_frames import (
     DIGEST_BYTES,
     NO_SESSION,
@@ -28,6 +26,7 @@ from node.migration_frames import (
     FrameError,
     PageDigests,
     Stream,
+    StreamName,
     page_digests,
     state_of,
 )
@@ -95,7 +94,7 @@ class Arrivals:
             return
         host.check_name(spec.name)
         host.departures.chains.pop(spec.name, None)
-        guest = Guest(spec, host.clock.now_ns, lost_ns=no_time(), state=GuestState.ARRIVING)
+        guest = Guest(spec, host.clock.now_ns, state=GuestState.ARRIVING)
         host.guests[spec.name] = guest
         host.want_certificates(spec)
         host.tasks.promise(guest, host.clock.now_ns)
@@ -148,7 +147,7 @@ class Arrivals:
 
     def complete(
         self, name: str, frames: Stream | Sequence[bytes], digests: PageDigests | bytes, books: GuestBooks,
-        told: Told, session: bytes = NO_SESSION,
+        told: Told, session: bytes | StreamName = NO_SESSION,
     ) -> None:  # fmt: skip
         """Lay the VM down and read it back; anything wrong with what came is told, and changes nothing."""
         host = self._host
@@ -156,11 +155,11 @@ class Arrivals:
         guest = host.guests[name]
         spec = guest.spec
         by_another = spec.migration_agent or spec.migration_handler
-        expected = Expected(
+        expected = tuple.__new__(Expected, (
             name, self._memory_of(spec), blocks_of(host.board.disk_files.get(name)), session, spec.vcpus,
             spec.generation in SEALED or by_another, CAPABILITIES[spec.generation].encrypted_registers, by_another,
             spec.machine.by_agents and spec.svsm,
-        )  # fmt: skip
+        ))  # fmt: skip
         try:
             state = state_of(frames, expected)
         except FrameError as error:
@@ -298,6 +297,7 @@ class Arrivals:
         name = guest.spec.name
         guest.state = GuestState.PAUSED
         self._ready.discard(name)
+        host.log.enter(name, books.chain)
         host.put_up(guest, entered, state.reset_rips)
         books.open(guest)
         for vcpu, started in zip(guest.vcpus, state.started, strict=True):
@@ -305,6 +305,5 @@ class Arrivals:
                 vcpu.state = VcpuState.PAUSED  # Its registers are loaded when it goes on.
             else:
                 host.vcpus.load(vcpu)
-        host.log.enter(name, ChainEnd(*books.chain))
         host.chain.record_octets(host.clock.now_ns, HostEvent.ARRIVED, name.encode())
         host.resume(name)

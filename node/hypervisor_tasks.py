@@ -55,7 +55,7 @@ class HypervisorTasks:
         self.ledger: NeighbourLedger | None = None
         """Who costs whom, where somebody asks for it."""
         self._at_mailbox = ServiceLine()
-        self._lines: dict[str, deque[_UnderWay] | None] = {}
+        self.lines: dict[str, deque[_UnderWay] | None] = {}
         """Guests that have a task under way, and those that wait for it."""
         self._clock = clock
         self._board = board
@@ -90,16 +90,12 @@ class HypervisorTasks:
         one = _UnderWay(task, guest, done, refused, price)
         if guest is not None:
             name = guest.spec.name
-            if name in self._lines:
-                line = self._lines[name] = self._lines[name] or deque()
+            if name in self.lines:
+                line = self.lines[name] = self.lines[name] or deque()
                 line.append(one)
                 return
-            self._lines[name] = None
+            self.lines[name] = None
         self._step(one, None)
-
-    def is_free(self, name: str) -> bool:
-        """Whether no task for a guest is under way."""
-        return name not in self._lines
 
     def spend(
         self, guest: Guest, spent_ns: int, effect: Callable[[], object], done: Callable[[object], None],
@@ -109,7 +105,7 @@ class HypervisorTasks:
 
         Where ``effect`` comes to None the task itself is run then, and its first batch has taken its time.
         """
-        self._lines[guest.spec.name] = None
+        self.lines[guest.spec.name] = None
 
         def due() -> None:
             result = effect()
@@ -130,18 +126,19 @@ class HypervisorTasks:
         if guest is None:
             return
         name = guest.spec.name
-        line = self._lines[name]
+        line = self.lines[name]
         if line:
             self._step(line.popleft(), None)
         else:
-            del self._lines[name]
+            del self.lines[name]
 
     def promise(self, guest: Guest, from_ns: int) -> None:
         """Nothing will be said of a launch before what is left of it is served."""
+        name, promises = guest.spec.name, self.promises
         if guest.least_left_ns:
-            from_ns = max(from_ns, self.psp_queue.free_ns)
-        promised = self.promises.get(guest.spec.name, 0)
-        self.promises[guest.spec.name] = max(promised, from_ns + guest.least_left_ns)
+            from_ns = max(from_ns, self.psp_queue.free_ns) + guest.least_left_ns
+        if name not in promises or promises[name] < from_ns:
+            promises[name] = from_ns
 
     def when_due(self, guest: Guest, say: Callable[[], None]) -> None:
         """Call ``say`` now, or when the promise for this VM allows it; the promise is kept then."""

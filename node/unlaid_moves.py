@@ -79,13 +79,13 @@ class UnlaidMoves:
 
     def _place(self, vm: str) -> VmPlace | None:
         """What the hypervisor holds of a VM, if it has nothing to do for it and nobody has looked at that."""
-        return self._places.get(vm) if vm in self._unlaid.vms and self._tasks.is_free(vm) else None
+        return self._places.get(vm) if vm in self._unlaid.vms and vm not in self._tasks.lines else None
 
     def receive(self, guest: Guest) -> bool:
         """As ``receive``: what the VM will need is taken."""
         hypervisor, spec, unlaid = self._hypervisor, guest.spec.machine, self._unlaid
         vm = spec.name
-        if hypervisor is None or hypervisor.holds(vm) or vm not in unlaid.vms or not self._tasks.is_free(vm):
+        if hypervisor is None or hypervisor.holds(vm) or vm not in unlaid.vms or vm in self._tasks.lines:
             return False
         if spec.cpu_model or spec.launched_on:
             return False  # Of the latter the hypervisor asks whether its processors show all that they are shown.

@@ -30,7 +30,7 @@ from node.issued_batch import IssuedBatch
 from node.mechanism import no_time
 from node.program import Ending, Registers
 from node.tenant import NoBlock, Outcome
-from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState, names_of
+from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState
 from node.vcpu_levels import charge_svsm, leave_level
 from node.vcpu_throttle import held_load
 from node.vmexit import ExitCode
@@ -70,12 +70,13 @@ class VcpuRunner:
 
     def prepare(self, guest: Guest) -> None:
         """Price the demands of a VM that is about to run for the first time here; its program moves in."""
-        self._board.settle(guest.spec.name)
-        backing = self._board.backing(guest.spec.name)
-        guest.operation_cost, guest.chain = self._prices.guest(guest.spec.generation), self._log.chain(guest.spec.name)
-        for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
-            guest.phase_costs[vcpu.index] = self._prices.phases(demands, guest.spec.generation, backing)
-        guest.demand_names = tuple(map(names_of, guest.software.demands))
+        name, generation, prices = guest.spec.name, guest.spec.generation, self._prices
+        self._board.settle(name)
+        backing = self._board.backing(name)
+        guest.operation_cost, guest.chain = prices.guest(generation), self._log.chain(name)
+        guest.demands = guest.software.demands
+        for index, demands in enumerate(guest.demands):
+            guest.phase_costs[index] = prices.phases(demands, generation, backing)
 
     def start(self, vcpu: Vcpu) -> None:
         """Enter a vCPU that is off its core, and go on with it."""
