@@ -380,6 +380,8 @@ class Precopy:
     @property
     def _worth_bytes(self) -> float:
         """What the present round is to the network."""
+        if not self._zero_bytes:
+            return float(self._size_bytes)
         return self._settings.without_zeros(self._size_bytes, self._zero_bytes, 1.0)[0]
 
     @property
