@@ -302,7 +302,7 @@ def test_what_an_agent_sealed_for_another_is_absorbed_by_nobody(on_its_way, expe
         (packed((identity, blob[:-1] + bytes([blob[-1] ^ 1]))), "not sealed by the peer"),
         (packed((identity[:-1] + bytes([identity[-1] ^ 1]), blob)), "not all that the peer sealed"),
     ):
-        state = dataclasses.replace(what.state, context=wrong or b"\0")
+        state = what.state._replace(context=wrong or b"\0")
         said = laid(there, "vm", what, state)
         assert (MigrationRefusal.HANDLER_REFUSES if why == "HANDLER_REFUSES" else why) in said
         there.arrivals.abandon("vm")
