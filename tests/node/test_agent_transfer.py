@@ -533,7 +533,9 @@ def context(host, gctx):
 @pytest.mark.parametrize(
     "order",
     [b"", b"\xc1", packed(("hello", 1)), packed(("export", "vm", -1)), packed(("export", "vm", 1)),
-     packed(("import", "vm", 1 << 63, b"")), packed(("take back", "vm", 0)), packed(("meet", "vm", b"\x90", False))],
+     packed(("import", "vm", 1 << 63, b"")), packed(("take back", "vm", 0)), packed(("meet", "vm", b"\x90", False)),
+     packed(("export live", "vm", 1)), packed(("absorb", "vm", 1, b"")), packed(("absorb", "vm", -1, b"")),
+     packed(("vouch", "vm", 1, bytes(32))), packed(("vouch", "vm", 1, b"")), packed(("vouch", "vm", -1, bytes(32)))],
 )  # fmt: skip
 def test_an_agent_refuses_an_order_that_is_none_and_serves_the_next(agents_host, order):
     record = agents_host.hypervisor.launched(AGENT)
