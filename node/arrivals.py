@@ -159,7 +159,7 @@ class Arrivals:
         expected = Expected(
             name, self._memory_of(spec), blocks_of(host.board.disk_files.get(name)), session, spec.vcpus,
             spec.generation in SEALED or by_another, CAPABILITIES[spec.generation].encrypted_registers, by_another,
-            spec.machine.by_agents and spec.svsm,
+            spec.svsm and spec.machine.by_agents,
         )  # fmt: skip
         try:
             state = state_of(frames, expected)
