@@ -251,7 +251,7 @@ class LiveMigrations:
         if self.settings.timeout_ns_per_gib:
             most_ns = round(self.settings.timeout_ns_per_gib * one.precopy.memory_bytes / (1 << 30))
             self.plan(now_ns + most_ns, Due.DEADLINE, one)
-        if one.guest.machine.by_agents:
+        if one.guest.migration_agent and one.guest.machine.by_agents:
             # A page that firmware has swapped out is gone for its guest: nothing is copied while it runs.
             one.precopy.break_off(0, now_ns)
             self.step(one, Event.ROUNDS_DONE, now_ns)

@@ -226,7 +226,8 @@ class MigrationPort:
         spec = self._host.guests[vm].spec
         image = self._host.images[spec.firmware]
         memory_bytes = spec.memory_bytes + -(-len(image.data) // PAGE_BYTES) * PAGE_BYTES
-        memory_bytes += IMAGE_BYTES if spec.svsm and spec.machine.by_agents else 0
+        if spec.svsm and spec.machine.by_agents:
+            memory_bytes += IMAGE_BYTES
         held = self._host.departures.zero_pages(vm) if looks else (0, 0)
         self._say(known, Report.READY, (number, memory_bytes, _bodies(pools), self._platform(spec), *held))
 

@@ -158,7 +158,7 @@ class Arrivals:
         expected = tuple.__new__(Expected, (
             name, self._memory_of(spec), blocks_of(host.board.disk_files.get(name)), session, spec.vcpus,
             spec.generation in SEALED or by_another, CAPABILITIES[spec.generation].encrypted_registers, by_another,
-            spec.machine.by_agents and spec.svsm,
+            spec.svsm and spec.machine.by_agents,
         ))  # fmt: skip
         try:
             state = state_of(frames, expected)
