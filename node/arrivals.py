@@ -97,9 +97,13 @@ class Arrivals:
         guest = Guest(spec, host.clock.now_ns, state=GuestState.ARRIVING)
         host.guests[spec.name] = guest
         host.want_certificates(spec)
-        host.tasks.promise(guest, host.clock.now_ns)
         if spec.generation is Generation.PLAIN and not (spec.disk or spec.network or spec.devices):
             host.board.unlaid.expect(spec.name)
+            if spec.name not in host.tasks.promises and host.unlaid_moves.receive(guest):
+                self._is_ready(guest)
+                told(None, b"")
+                return
+        host.tasks.promise(guest, host.clock.now_ns)
 
         def refused(refusal: LaunchRefused) -> None:
             del host.guests[spec.name]
@@ -109,18 +113,20 @@ class Arrivals:
 
         def ready(shown: object) -> None:
             assert isinstance(shown, bytes)
-            self._ready.add(spec.name)
-            if not (spec.generation in SEALED or spec.migration_agent or spec.migration_handler):
-                host.streams.begin(spec.name)
-                host.clock.settle()
+            self._is_ready(guest)
             host.tasks.when_due(guest, lambda: told(None, shown))
             if guest.unwanted:
                 self._give_back(guest)
 
-        if host.unlaid_moves.receive(guest):
-            ready(b"")
-            return
         host.tasks.run(host.with_disk(spec, host.hypervisor.receive(spec.machine)), guest, ready, refused)
+
+    def _is_ready(self, guest: Guest) -> None:
+        """A place is kept; the stream to it begins, where that loads the host."""
+        host, spec = self._host, guest.spec
+        self._ready.add(spec.name)
+        if not (spec.generation in SEALED or spec.migration_agent or spec.migration_handler):
+            host.streams.begin(spec.name)
+            host.clock.settle()
 
     def open(self, name: str, session: bytes, told: Told) -> None:
         """Have firmware take what the source's has sealed for it."""

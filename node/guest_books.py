@@ -103,7 +103,8 @@ class GuestBooks(NamedTuple):
             guest.vcpus, elapsed_ns, instructions, phases, strict=True
         ):
             vcpu.elapsed_ns = elapsed
-            vcpu.moved_instructions, vcpu.phases = dict(retired_there), dict(phases_there)
+            if retired_there or phases_there:
+                vcpu.moved_instructions, vcpu.phases = dict(retired_there), dict(phases_there)
 
 
 def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:

@@ -209,8 +209,9 @@ class UnlaidVms:
             return None
         laid: dict[int, bytes] = {}
         for gpa, data in pages:
+            end = gpa + len(data)
             for start, spa, length in one.maps:
-                if start <= gpa and gpa + len(data) <= start + length:
+                if start <= gpa and end <= start + length:
                     laid[spa + gpa - start] = data
                     break
             else:
