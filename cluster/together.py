@@ -44,9 +44,10 @@ class Together:
         self._clock = clock
         self._slices = Slices()
         self._next = [entity.next_event_ns() for entity in self._entities]
-        self._promises = [max(entity.next_event_ns(), entity.earliest_output_ns()) for entity in self._entities]
-        self._promised_ns = min(self._promises, default=NEVER)
-        """By all, when somebody last looked, or later."""
+        self._promises = [entity.earliest_output_ns() for entity in self._entities]
+        """Of each, as it was when somebody last looked: it binds until mail comes."""
+        self._promised_ns = min(map(max, self._promises, self._next), default=NEVER)
+        """By all."""
         self._first = [(time_ns, number) for number, time_ns in enumerate(self._next) if time_ns != NEVER]
         self._first.append((NEVER, len(self._next)))  # Nobody's, so that there is always a first.
         self._next.append(NEVER)
@@ -80,6 +81,7 @@ class Together:
         events = acts = 0
         began_s = sliced_s = before_s = now_s = clock()
         end_s = now_s + CALL_S
+        until_ns = end_ns  # Nowhere, once this call has taken long enough.
         # Wall time is looked at after so many events, and around one in so many acts, which stands for the others.
         left = given = slices.events
         untimed = every = 1 if until_acted else _ACTS
@@ -89,9 +91,7 @@ class Together:
                 heappop(first)
                 continue
             silent_ns = next_ns if next_ns > promised_ns else promised_ns
-            if acts_ns < silent_ns and acts_ns < end_ns:
-                if now_s >= end_s:
-                    break
+            if acts_ns < silent_ns and acts_ns < until_ns:
                 acted_ns, acts, untimed = acts_ns, acts + 1, untimed - 1
                 messages = []
                 while heard and heard[0].time_ns == acted_ns:
@@ -103,6 +103,8 @@ class Together:
                     now_s = clock()
                     took_s = every * (now_s - before_s)
                     began_s, sliced_s, untimed = began_s + took_s, sliced_s + took_s, every
+                    if until_acted or now_s >= end_s:
+                        until_ns = -1
                 if acts_ns <= acted_ns:
                     raise stood_still(acted_ns)
                 if heard and heard[0].time_ns < acts_ns:
@@ -117,12 +119,10 @@ class Together:
                         heappush(first, (time_ns, to))
                     if time_ns < promises[to]:
                         promises[to] = time_ns
-                        if time_ns < promised_ns:
-                            promised_ns = time_ns
-                if until_acted:
-                    end_s = now_s
+                    if time_ns < promised_ns:
+                        promised_ns = time_ns
                 continue
-            if next_ns >= end_ns or now_s >= end_s:
+            if next_ns >= until_ns:
                 break
             horizon_ns = silent_ns + lookahead_ns
             if horizon_ns > end_ns:
@@ -144,6 +144,7 @@ class Together:
                     heappush(heard, message)
                     if time_ns < acts_ns:
                         acts_ns = time_ns
+                following[number] = next_ns
                 left -= done
                 if left > 0:
                     break
@@ -151,18 +152,18 @@ class Together:
                 slices.learn(now_s - sliced_s)
                 events, given, sliced_s = events + given - left, slices.events, now_s
                 left = given
-                if next_ns >= horizon_ns or now_s >= end_s:
+                if len(moved) >= self._often:
+                    promised_ns = self._look(next_ns)
+                if now_s >= end_s:
+                    until_ns = -1
                     break
-            following[number] = next_ns
-            if promises[number] < next_ns:
-                promises[number] = next_ns  # Nothing is said without an event.
+                if next_ns >= horizon_ns:
+                    break
             moved.append(number)
             if next_ns == NEVER:
                 heappop(first)
             else:
                 heapreplace(first, (next_ns, number))
-            if len(moved) >= self._often:
-                promised_ns = self._look(next_ns)
         self._promised_ns, self._furthest_ns = promised_ns, furthest_ns
         self.windows, self._window_ns = windows, window_ns
         self.busy_s += max(0.0, clock() - began_s)
@@ -174,13 +175,11 @@ class Together:
         Quiet fleets go far on that. Where it is no later than what comes first it helps nobody, and is looked at half
         as often from then on.
         """
-        promises, entities = self._promises, self._entities
+        promises = self._promises
         for number in set(self._moved):
-            promise_ns = entities[number].earliest_output_ns()
-            if promises[number] < promise_ns:
-                promises[number] = promise_ns
+            promises[number] = max(promises[number], self._entities[number].earliest_output_ns())
         self._moved.clear()
-        promised_ns = min(promises)
+        promised_ns = min(map(max, promises, self._next))  # Nothing is said without an event.
         self._often = min(2 * self._often, self._seldom) if promised_ns <= first_ns else self._soon
         return promised_ns
 
