@@ -92,9 +92,9 @@ class LiveMigrations:
             return one
         destination = self.placement.keep(order.vm, order.to, excluded | {source}, order.first_host)
         if destination is None:
-            room = f"no room on {order.to}" if order.to else "no host has room"
             wrong = self.placement.misfit(order.vm, order.to)
-            self.end(one, Outcome.REFUSED if wrong else Outcome.NO_ROOM, now_ns, wrong.name if wrong else room)
+            why = wrong.name if wrong else self.placement.no_room(order.vm, order.to, excluded)
+            self.end(one, Outcome.REFUSED if wrong else Outcome.NO_ROOM, now_ns, why)
             return one
         one.destination = destination
         self._by_vm[order.vm] = one
