@@ -35,6 +35,8 @@ ACTOR_BYTES = 90 << 20
 """What an actor's process holds before its hosts do anything: measured 79 to 92 MiB."""
 NEWS_S = 3.0
 """How long it is told that a worker was lost: longer than from one progress line to the next."""
+_SHOWN = 3
+"""How many losses, and how many waits, are named at a time."""
 SALVAGE_S = 30.0
 """How long workers may take for their rows after one of them was given up."""
 _WORKS = (Step.ADVANCE, Step.REPLAY)
@@ -245,7 +247,7 @@ class ActorLayout:
         """What is out of the ordinary at present, or was a moment ago, for people who watch."""
         since_s = time.monotonic() - NEWS_S
         self._news = [(at_s, text) for at_s, text in self._news if at_s >= since_s]
-        return [*(text for _, text in self._news), *self._waits]
+        return [*_few([text for _, text in self._news]), *_few(self._waits)]
 
     @property
     def advice(self) -> str:
@@ -279,6 +281,12 @@ def check_room(workers: int) -> None:
             f"workers: expected at most {free // ACTOR_BYTES:,}, since each needs about {SIZE.about(ACTOR_BYTES)} and "
             f"{SIZE.about(free)} of memory are free, got {workers:,} (layout packed shares hosts out over fewer)"
         )
+
+
+def _few(texts: list[str]) -> list[str]:
+    """What one line has room for."""
+    more = len(texts) - _SHOWN
+    return texts if more <= 1 else [*texts[:_SHOWN], f"and {more} more such"]
 
 
 def _names(specs: Sequence[tuple[str, bytes]], workers: int) -> list[str]:

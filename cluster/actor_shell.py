@@ -77,7 +77,9 @@ class ActorShell:
         return socket.gethostname(), platform.python_version(), code, _versions(), self._problem
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the object."""
+        """Call a method of the object. Raises ImportError where there is none, for want of the code."""
+        if self._problem:
+            raise ImportError(self._problem)
         return getattr(self._object, method)(*arguments)
 
     def apply(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -103,7 +105,7 @@ def _let_in(offer: Offer) -> None:
 def _unpacked(code_hash: str, archive: bytes) -> Path:
     """The archive's content in a folder of its hash, which later workers of this machine use again."""
     if not archive:
-        raise FileNotFoundError("the driver's code is not on this machine, and none came with the job")
+        raise FileNotFoundError("the driver's code is not on this machine as it was, and none came with the job")
     shelf = Path(tempfile.gettempdir()) / f"sevfleet-code-{os.getuid()}"
     shelf.mkdir(mode=0o700, exist_ok=True)
     place = shelf / code_hash

@@ -133,12 +133,13 @@ class Coordinator:
             horizon = min(self._end_ns, self._act(self._promise_ns) + self._lookahead_ns)
             if self._cut is not None and horizon > self._reached_ns + 1:
                 horizon = self._cut(self._reached_ns, horizon)
-            stopped = self._go_to(horizon)
+            reached, stopped = self._go_to(horizon)
+            # Whoever asks for an end where there is nothing left to do gets all there is.
+            over = reached and horizon == self._end_ns
+            if over and min([self._control_ns(), *(m.time_ns for m in self._mail)]) >= horizon:
+                return self.result(None)
             if stopped is not None:
                 return self.result(stopped)
-            self._reached_ns = horizon
-            if horizon == self._end_ns and min([self._control_ns(), *(m.time_ns for m in self._mail)]) >= horizon:
-                return self.result(None)
 
     def _run_together(self, together: Together) -> CoordinatorResult:
         """The same where everybody is here: without windows, mail and answers go from hand to hand."""
@@ -154,11 +155,11 @@ class Coordinator:
             self._reached_ns = max(self._reached_ns, reached_ns)
             if self._on_progress is not None:
                 self._show(self._reached_ns)
+            if next_ns >= self._end_ns and acts_ns >= self._end_ns:
+                return self.result(None)
             if self._should_stop is not None and (reason := self._should_stop()) is not None:
                 self._reached_ns = together.level(self._reached_ns)
                 return self.result(reason)
-            if next_ns >= self._end_ns and acts_ns >= self._end_ns:
-                return self.result(None)
 
     def _control_ns(self) -> int:
         following = self._following_ns
@@ -190,7 +191,8 @@ class Coordinator:
             messages.append(heapq.heappop(received))
         return messages
 
-    def _go_to(self, horizon_ns: int) -> str | None:
+    def _go_to(self, horizon_ns: int) -> tuple[bool, str | None]:
+        """A window: whether everybody got to its end, and why the run is to stop, if it is."""
         mail = self._letters()
         self._round_trips += 1
         while True:
@@ -207,14 +209,13 @@ class Coordinator:
                 heapq.heappush(self._received, message)
             if self._on_progress is not None:
                 self._show(min(report.next_event_ns, horizon_ns))
-            if self._should_stop is not None and (reason := self._should_stop()) is not None:
-                if not report.reached:
-                    self._reached_ns = max(self._reached_ns, min(report.next_event_ns, horizon_ns))
-                else:
-                    self._reached_ns = horizon_ns
-                return reason
+            reason = None if self._should_stop is None else self._should_stop()
             if report.reached:
-                return None
+                self._reached_ns = horizon_ns
+            elif reason is not None:
+                self._reached_ns = max(self._reached_ns, min(report.next_event_ns, horizon_ns))
+            if report.reached or reason is not None:
+                return report.reached, reason
 
     def _letters(self) -> dict[str, tuple[Message, ...]]:
         """The mail by receiver, for each in its order."""

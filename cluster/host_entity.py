@@ -195,7 +195,8 @@ class HostEntity:
             told(message)
         else:
             self._migrations.receive(message.kind, message.payload)
-            self._clock.settle()
+            if self._clock.unsettled:
+                self._clock.settle()
 
     def _ask_launch_owner(self, vm: str, shown: bytes) -> bytes | None:
         if self._owners is None:

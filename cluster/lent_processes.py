@@ -44,7 +44,8 @@ class ServingProcess:
     def exchange(self, request: bytes) -> bytes:
         """Hand over a request and wait for the reply.
 
-        Raises WorkerLostError, which names the user, or what the process raised; it is of no use any more then.
+        Raises WorkerLostError or, where the code changed meanwhile, LayoutError, which name the user, or what the
+        process raised; it is of no use any more then.
         """
         if self.lost:
             raise WorkerLostError(f"{self.user}: its process is not there")
@@ -72,10 +73,12 @@ class ServingProcess:
         return self._channel
 
     def _end(self) -> WorkerLostError:
-        """Why it serves no more, if not for an error of its own, which is raised."""
+        """Why it serves no more, if not for an error of its own, or for want of the code, which are raised."""
         self.lost = True
         try:
             (outcome,) = self._actors.outcomes([self._serving], _ENDED_S)
+        except ImportError as error:
+            raise LayoutError(f"{self.user}: {error}") from error
         finally:
             self._actors.kill(self._actor)
         why = f"no answer for {PATIENCE_S:g} s" if outcome is Missing.WAITING else "its process ended unexpectedly"

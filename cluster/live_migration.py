@@ -40,6 +40,7 @@ Wire = Callable[[str, tuple[bytes, ...]], tuple[bytes, ...]]
 
 
 _RELIABLE = Patience()
+_NO_POST_COPY = ", and post-copy is not for memory that firmware carries"
 _LEAST_RATIO = 1e-6
 """Of bytes on the wire to bytes of memory, so that one can be told from the other."""
 _cap_of = IdentityCache[PrecopySettings, float](lambda settings: settings.cap_bytes_per_s)
@@ -91,9 +92,9 @@ class LiveMigrations:
             return one
         destination = self.placement.keep(order.vm, order.to, excluded | {source}, order.first_host)
         if destination is None:
-            room = f"no room on {order.to}" if order.to else "no host has room"
             wrong = self.placement.misfit(order.vm, order.to)
-            self.end(one, Outcome.REFUSED if wrong else Outcome.NO_ROOM, now_ns, wrong.name if wrong else room)
+            why = wrong.name if wrong else self.placement.no_room(order.vm, order.to, excluded)
+            self.end(one, Outcome.REFUSED if wrong else Outcome.NO_ROOM, now_ns, why)
             return one
         one.destination = destination
         self._by_vm[order.vm] = one
@@ -251,7 +252,7 @@ class LiveMigrations:
         if self.settings.timeout_ns_per_gib:
             most_ns = round(self.settings.timeout_ns_per_gib * one.precopy.memory_bytes / (1 << 30))
             self.plan(now_ns + most_ns, Due.DEADLINE, one)
-        if one.guest.machine.by_agents:
+        if one.guest.migration_agent and one.guest.machine.by_agents:
             # A page that firmware has swapped out is gone for its guest: nothing is copied while it runs.
             one.precopy.break_off(0, now_ns)
             self.step(one, Event.ROUNDS_DONE, now_ns)
@@ -330,7 +331,8 @@ class LiveMigrations:
         elif verdict is Verdict.STALLED:
             self.fail(one, Outcome.TIMED_OUT, now_ns, f"no progress, {one.precopy.how_far}")
         else:
-            self.fail(one, Outcome.ROUND_CAP, now_ns, one.precopy.how_far)
+            wished = verdict is Verdict.GO_AHEAD
+            self.fail(one, Outcome.ROUND_CAP, now_ns, one.precopy.how_far + _NO_POST_COPY * wished)
 
     def on_deadline(self, one: Migration, _: Phase, now_ns: int) -> None:
         """The copying has taken as long as it may."""
@@ -339,7 +341,8 @@ class LiveMigrations:
             return
         one.ahead = self.settings.at_timeout is RoundCap.POST_COPY and not one.platforms
         if self.settings.at_timeout is not RoundCap.STOP and not one.ahead:
-            self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over")
+            wished = self.settings.at_timeout is RoundCap.POST_COPY
+            self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over" + _NO_POST_COPY * wished)
             return
         if not agents:
             break_round_off(self, one, now_ns)

@@ -50,9 +50,14 @@ class MoveFigures:
     dirty_bytes_per_s: float
     """Distinct bytes that the last round found written, over its time."""
     transfer_bytes_per_s: float
+    """What the network carries for it, as QEMU counts its throughput and KubeVirt passes it on."""
     rounds: int
     throttle_ratio: float
+    slowed_ratio: float
+    """Share of its time that the move costs the machine: throttled, logged, sealed by a handler, or awaiting pages."""
     expected_downtime_s: float
+    sent_bytes: Mapping[str, int]
+    """What is processed, by when it was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,8 @@ class FinalMove:
 
     vm: str
     name: str
-    succeeded: bool
+    outcome: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +158,9 @@ class MoveBooks:
         return MigrationFigures(
             dict(phases), dict(self._outcomes), tuple(moves),
             tuple(_ended(self._copied[vm], node) for vm, node in there.items() if vm in self._copied),
-            tuple(FinalMove(vm, _name(one), succeeded(one.outcome.value)) for vm in there for one in self._final[vm]),
+            tuple(
+                FinalMove(vm, _name(one), one.outcome.value, one.reason) for vm in there for one in self._final[vm]
+            ),
             {(vm, node): _is_bound(self._final[vm][-1]) for vm, node in there.items()},
             tuple(
                 LastDowntime(vm, one.source, one.destination, _downtime_ns(one) / 1e9)
@@ -247,29 +255,43 @@ def _phase(one: Migration) -> str:
 def _move(live: LiveMigrations, one: Migration, now_ns: int) -> MoveFigures:
     assert one.precopy is not None
     rounds, now_bytes, rate = one.precopy.rounds, 0, 0.0
-    sent, left = _beside_rounds(one)
+    left = _left(one)
     if one.flows:
         now_bytes = round(live.fabric.moved(one.number, now_ns) / one.wire_ratio)
-        rate = live.fabric.rate(one.number) / one.wire_ratio
+        rate = live.fabric.rate(one.number)
     dirty = rounds[-1].dirty_bytes_per_s if rounds else 0.0
     began_ns = one.precopy.began_copying_ns
+    sent = _sent(one, now_bytes)
+    slowed = one.pace[1] if one.phase is Phase.DRAINING else one.slowed[0]
     return MoveFigures(
         one.order.vm, _name(one), live.placement.host_of(one.order.vm) or one.source, one.source, one.destination,
         began_ns / 1e9 if began_ns <= now_ns else None, one.precopy.memory_bytes,
-        one.precopy.sent_bytes + sent + now_bytes, max(0, left - now_bytes), dirty, rate, len(rounds),
-        one.precopy.throttle, one.precopy.expected_downtime_ns / 1e9,
+        sum(sent.values()), max(0, left - now_bytes), dirty, rate, len(rounds),
+        one.precopy.throttle, slowed, one.precopy.expected_downtime_ns / 1e9, sent,
     )  # fmt: skip
 
 
-def _beside_rounds(one: Migration) -> tuple[int, int]:
-    """Bytes that were sent besides those of rounds that are through, and that are left, what flows now among them."""
+def _sent(one: Migration, now_bytes: int) -> dict[str, int]:
+    """Memory that was sent, by when; ``now_bytes`` of what flows at present."""
+    assert one.precopy is not None
+    # What is being sent while it stands still is counted whole from the beginning.
+    final_bytes = 0 if one.phase is Phase.STOPPED else one.final_bytes
+    sent = {"pre-copy": one.precopy.sent_bytes, "stop-and-copy": final_bytes, "post-copy": one.came_bytes}
+    if now_bytes:
+        sent[_FLOWS[one.phase]] += now_bytes
+    return sent
+
+
+_FLOWS = {Phase.PRE: "pre-copy", Phase.STOPPED: "stop-and-copy", Phase.DRAINING: "post-copy"}
+
+
+def _left(one: Migration) -> int:
+    """Bytes that are left, what flows now among them."""
     assert one.precopy is not None
     if one.phase is Phase.PRE:
-        return 0, one.precopy.size_bytes
+        return one.precopy.size_bytes
     if one.phase is Phase.PAUSED:
-        return 0, one.precopy.rounds[-1].left_bytes
+        return one.precopy.rounds[-1].left_bytes
     if one.phase is Phase.STOPPED:
-        return 0, one.final_bytes + one.pulled_bytes
-    if one.phase is Phase.DRAINING:
-        return one.final_bytes + one.came_bytes, one.pulled_bytes - one.came_bytes
-    return one.final_bytes, one.pulled_bytes
+        return one.final_bytes + one.pulled_bytes
+    return one.pulled_bytes - one.came_bytes

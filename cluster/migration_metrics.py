@@ -31,6 +31,7 @@ from cluster.migration_figures import (
     MigrationFigures,
     MoveFigures,
     Times,
+    succeeded,
 )
 
 _NAMESPACE = "sevfleet"
@@ -45,13 +46,16 @@ _KUBEVIRT: Mapping[str, tuple[_Family, str, Callable[[MoveFigures], float]]] = {
     "dirty_memory_rate_bytes": (
         GaugeMetricFamily, "Distinct bytes written a second.", lambda one: one.dirty_bytes_per_s
     ),
-    "memory_transfer_rate_bytes": (GaugeMetricFamily, "Memory sent a second.", lambda one: one.transfer_bytes_per_s),
+    "memory_transfer_rate_bytes": (
+        GaugeMetricFamily, "Bytes on the wire a second.", lambda one: one.transfer_bytes_per_s
+    ),
 }  # fmt: skip
 """By name; that of a counter gets its ``_total`` from the client."""
 _UNSET = "unset"
 _OWN: Mapping[str, tuple[str, Callable[[MoveFigures], float]]] = {
     "rounds": ("Rounds of pre-copy that are through.", lambda one: one.rounds),
     "throttle_ratio": ("Share of time for which its vCPUs are made to stand still.", lambda one: one.throttle_ratio),
+    "slowed_ratio": ("Share of its time that the migration costs the machine.", lambda one: one.slowed_ratio),
     "expected_downtime_seconds": ("Downtime if it were stopped now.", lambda one: one.expected_downtime_s),
 }
 _MACHINE = ("node", "namespace", "name")
@@ -84,6 +88,18 @@ def migration_families(now: MigrationFigures) -> Iterator[Metric]:
         for one in now.moves:
             family.add_metric((one.vm, one.source, one.destination), figure(one))
         yield family
+    sent = GaugeMetricFamily("sevfleet_migration_sent_bytes", "Memory sent so far, by when.", labels=(*_ENDS, "kind"))
+    for one in now.moves:
+        for kind_of, count in one.sent_bytes.items():
+            sent.add_metric((one.vm, one.source, one.destination, kind_of), count)
+    yield sent
+    last = GaugeMetricFamily(
+        "sevfleet_migration_last_info", "How a machine's last migration ended, and why.",
+        labels=("vm", "migration", "outcome", "reason"),
+    )  # fmt: skip
+    for final in {one.vm: one for one in now.final}.values():
+        last.add_metric((final.vm, final.name, final.outcome, final.reason), 1)
+    yield last
 
 
 def _final_moves(now: MigrationFigures) -> Iterator[Metric]:
@@ -92,7 +108,7 @@ def _final_moves(now: MigrationFigures) -> Iterator[Metric]:
     good = GaugeMetricFamily("kubevirt_vmi_migration_succeeded", "A migration that succeeded.", labels=labels)
     bad = GaugeMetricFamily("kubevirt_vmi_migration_failed", "A migration that did not succeed.", labels=labels)
     for one in now.final:
-        (good if one.succeeded else bad).add_metric((one.vm, one.name, _NAMESPACE), 1)
+        (good if succeeded(one.outcome) else bad).add_metric((one.vm, one.name, _NAMESPACE), 1)
     yield good
     yield bad
 

@@ -20,7 +20,7 @@ from node.dirty_rates import Pool
 from node.guest import GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.host import Host
-from node.migration_frames import PageDigests, Stream, session_of
+from node.migration_frames import PageDigests, Stream, StreamName
 from node.migration_refusal import MigrationRefusal
 from node.sealed_transfer import SEALED
 from node.svsm_memory import IMAGE_BYTES
@@ -36,6 +36,7 @@ _new = tuple.__new__
 """As in ``cluster.inbox``."""
 _KEYS = 0
 """The step before the first round."""
+_NO_STREAM = StreamName(-1, "", "", "")
 
 
 class _Known:
@@ -57,7 +58,7 @@ class _Known:
 
     def rest(self) -> None:
         """It is in no move any more, or the host has forgotten which."""
-        self.peer = b""
+        self.peer = _NO_STREAM
         """The name of the stream that it travels as."""
         self.asked = -1
         """What between the rows was begun last: 0 for the agreement on keys, else a round's number."""
@@ -204,7 +205,7 @@ class MigrationPort:
             self._send("stays", (number, found.name, found.value))
             return
         guest = self._host.guests[vm]
-        known.peer = session_of(number, vm, self._host.spec.name, destination)
+        known.peer = StreamName(number, vm, self._host.spec.name, destination)
         if not guest.spec.devices:
             self._ready(known, number, vm, found, looks=looks)
             return
@@ -225,7 +226,8 @@ class MigrationPort:
         spec = self._host.guests[vm].spec
         image = self._host.images[spec.firmware]
         memory_bytes = spec.memory_bytes + -(-len(image.data) // PAGE_BYTES) * PAGE_BYTES
-        memory_bytes += IMAGE_BYTES if spec.svsm and spec.machine.by_agents else 0
+        if spec.svsm and spec.machine.by_agents:
+            memory_bytes += IMAGE_BYTES
         held = self._host.departures.zero_pages(vm) if looks else (0, 0)
         self._say(known, Report.READY, (number, memory_bytes, _bodies(pools), self._platform(spec), *held))
 
@@ -315,7 +317,7 @@ class MigrationPort:
     def _keep_place(self, known: _Known, number: int, vm: str, source: str, body: GuestBody | bytes) -> None:
         spec = guest_of(body)
         known.lost = -1
-        known.peer = session_of(number, vm, source, self._host.spec.name)
+        known.peer = StreamName(number, vm, source, self._host.spec.name)
         platform = self._platform(spec)
 
         def told(wrong: str | None, certificates: bytes) -> None:

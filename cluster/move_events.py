@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from cluster.migration import Migration, Outcome
+from cluster.migration_rows import migration_row
 from cluster.tables import EVENTS
 from node.host_events import EventKind
 from node.record_buffer import LogWish
@@ -28,6 +29,7 @@ class MoveEvent(StrEnum):
     BEGUN = "move begun"
     PHASE = "move phase"
     ROUND = "move round"
+    SENT = "move sent"
     DONE = "move done"
     FAILED = "move failed"
 
@@ -37,6 +39,7 @@ MOVE_KINDS: Mapping[MoveEvent, EventKind] = {
     MoveEvent.BEGUN: EventKind(MoveEvent.BEGUN, "migration", text="hosts"),
     MoveEvent.PHASE: EventKind(MoveEvent.PHASE, "migration", text="phase"),
     MoveEvent.ROUND: EventKind(MoveEvent.ROUND, "bytes", "bytes left", text="round", takes_time=True),
+    MoveEvent.SENT: EventKind(MoveEvent.SENT, "migration", "bytes", text="what"),
     MoveEvent.DONE: EventKind(MoveEvent.DONE, "migration", "downtime_ns", text="outcome"),
     MoveEvent.FAILED: EventKind(MoveEvent.FAILED, "migration", text="outcome"),
 }
@@ -81,7 +84,27 @@ def _records(one: Migration) -> Iterator[_Record]:
     for phase, at_ns in one.history:
         yield _Record(at_ns, MoveEvent.PHASE, phase.value, number)
     if one.is_over:
+        for kind, count in _sent(one):
+            yield _Record(one.ended_ns, MoveEvent.SENT, kind, number, count)
         done = one.outcome is Outcome.COMPLETED
         outcome = f"{one.outcome.value}: {one.reason}" if one.reason else one.outcome.value
         downtime_ns = one.resumed_ns - one.stopped_ns if done else 0
         yield _Record(one.ended_ns, MoveEvent.DONE if done else MoveEvent.FAILED, outcome, number, downtime_ns)
+
+
+def _sent(one: Migration) -> Iterator[tuple[str, int]]:
+    """Kinds of what was sent, those of which there is something."""
+    row = migration_row(one)
+    own = {kind: _count(row[column]) for kind, column in _KINDS.items()}
+    rounds = _count(row["bytes"]) - own[_STILL] - own[_AFTER]
+    yield from ((kind, count) for kind, count in {"in rounds": rounds, **own}.items() if count)
+
+
+_STILL, _AFTER = "standing still or in a round broken off", "after it ran"
+_KINDS = {_STILL: "final_bytes", _AFTER: "post_copy_bytes", "frames": "frame_bytes", "on the wire": "wire_bytes"}
+"""Columns of the table ``migrations``."""
+
+
+def _count(value: object) -> int:
+    assert isinstance(value, int)
+    return value

@@ -62,6 +62,16 @@ class HostAccount:
             and (not (guest.cpu_model or guest.launched_on or guest.sev_features) or self._shows(guest))
         )
 
+    def short_of(self, guest: GuestSpec) -> list[str]:
+        """What the host has too little of for the VM."""
+        lacking = {
+            "memory": self.needed_bytes(guest) > self.free_bytes,
+            "vCPUs": guest.vcpus > self.free_vcpus,
+            "ASIDs": self.free_asids.get(ASID_KINDS.get(guest.generation, guest.generation), 1) <= 0,
+            "cards": not self._has_cards(guest.devices),
+        }
+        return [what for what, is_lacking in lacking.items() if is_lacking]
+
     def unfit(self, guest: GuestSpec, target: HostAccount) -> MigrationRefusal | None:
         """Why a guest of this host's could not go to another, however much room it had; None for nothing."""
         if guest.generation not in target.generations:
@@ -126,6 +136,16 @@ class FirstFit:
         account, guest = self._placed[name]
         found = [account.unfit(guest, one) for one in self.accounts if one is not account and pin in (None, one.name)]
         return found[0] if found and None not in found else None
+
+    def no_room(self, name: str, pin: str | None, excluded: frozenset[str]) -> str:
+        """What is missing where a VM that is to move found no place: on the host that is named, or on all others."""
+        account, guest = self._placed[name]
+        if pin is None:
+            excluded = excluded | self._closed
+        others = [one for one in self.accounts if one is not account and pin in (None, one.name)]
+        short = [what for one in others if one.name not in excluded for what in one.short_of(guest)]
+        where = "no host has room" if pin is None else f"no room on {pin}"
+        return ": ".join([where, *filter(None, [", ".join(dict.fromkeys(short))])])
 
     def _reserve(
         self, guest: GuestSpec, pin: str | None, excluded: frozenset[str], first: int,

@@ -152,13 +152,9 @@ class PrecopySettings:
 
         All of it has to be looked at.
         """
-        wire = self.on_wire(size_bytes, zero_bytes, ratio)
+        wire = (size_bytes - zero_bytes) * ratio + zero_bytes // PAGE_BYTES * self.zero_page_wire_bytes
         caps = [self.cap_bytes_per_s, self.zero_scan_bytes_per_s * wire / max(1, size_bytes)]
         return wire, min([cap for cap in caps if cap], default=0.0)
-
-    def on_wire(self, size_bytes: int, zero_bytes: int, ratio: float) -> float:
-        """Bytes on the wire for memory some of which is pages of zeros."""
-        return (size_bytes - zero_bytes) * ratio + zero_bytes // PAGE_BYTES * self.zero_page_wire_bytes
 
     def downtime_limit_at(self, passed_ns: int, memory_bytes: int) -> float:
         """The limit when a migration has copied for so long: even steps, the first of them at once, as Nova has them.
@@ -386,7 +382,9 @@ class Precopy:
     @property
     def _worth_bytes(self) -> float:
         """What the present round is to the network."""
-        return self._settings.on_wire(self._size_bytes, self._zero_bytes, 1.0)
+        if not self._zero_bytes:
+            return float(self._size_bytes)
+        return self._settings.without_zeros(self._size_bytes, self._zero_bytes, 1.0)[0]
 
     @property
     def expected_downtime_ns(self) -> int:

@@ -32,7 +32,8 @@ class MigrationSettings(ScenarioPart):
     """How VMs are moved while they run."""
 
     downtime_limit: Duration = 300_000_000
-    """A VM is stopped when what is left to send fits into this (QEMU and Cloud Hypervisor: 300 ms)."""
+    """A VM is stopped when what is left to send fits into this, beside the parts of a downtime that are always there
+    (QEMU and Cloud Hypervisor: 300 ms)."""
     max_rounds: Annotated[int, Strict(), Field(ge=1, le=10_000)] = 30
     """Rounds of pre-copy, the first included."""
     at_round_cap: Literal["abort", "stop-and-copy", "post-copy"] = "abort"
@@ -54,7 +55,7 @@ class MigrationSettings(ScenarioPart):
     timeout_per_gib: Duration = 0
     """How long copying may take for each GiB, 0 for ever (KubeVirt: 150 s)."""
     at_timeout: Literal["abort", "stop-and-copy", "post-copy"] = "abort"
-    """What happens then."""
+    """What happens then. What was not sent is sent while the VM stands still, or comes when it runs at its target."""
     progress_timeout: Duration = 0
     """Give up when no round for so long has ended with less left than the best one, 0 for never (KubeVirt: 150 s)."""
     downtime_steps: Annotated[int, Strict(), Field(ge=1, le=100)] = 1

@@ -401,7 +401,7 @@ _MIGRATIONS = TableSchema(
         ("outcome", _T, "", "how it ended"),
         ("reason", _T, "", "why, if it did not complete", "optional"),
         ("setup_ns", _I, "ns", "from its admission to its first byte", "optional"),
-        ("rounds", _I, "1", "rounds of pre-copy that were through"),
+        ("rounds", _I, "1", "rounds of pre-copy, also one that was broken off, or was next when time was over"),
         ("remaining_bytes", _I, "byte", "dirty at the end of the last round", "optional"),
         ("dirty_bytes_per_s", _R, "byte/s", "distinct bytes written, over the last round", "optional"),
         ("throttle_ratio", _R, "ratio", "share of time for which its vCPUs were made to stand still at last"),

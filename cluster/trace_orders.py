@@ -7,13 +7,14 @@ from pathlib import Path
 
 from cluster.control_plane import Order
 from cluster.scenario import Scenario, ScenarioError, TraceMix
+from cluster.units import DURATION
 from node.generation import Generation
 from node.guest import GuestSpec
 from node.guest_memory_map import SMALLEST_GUEST_BYTES
 from node.program import ProgramSpec
 from psp.system_bus import LARGE_PAGE_BYTES
 from workloads.trace import load_trace
-from workloads.trace_generator import TraceShape, generate_trace
+from workloads.trace_generator import SAMPLE_MS, TraceShape, generate_trace
 from workloads.trace_player import player_parameters
 from workloads.trace_vm import NS_PER_MS, TraceVm
 
@@ -41,7 +42,10 @@ def trace_orders(scenario: Scenario) -> list[Order]:
 def _machines(scenario: Scenario, mix: TraceMix) -> Iterator[TraceVm]:
     length_ns = max(1, round(scenario.duration / mix.time_scale))
     if mix.source == GENERATED:
-        shape = TraceShape(vms=mix.vms, span_ms=max(1, length_ns // NS_PER_MS))
+        if length_ns < SAMPLE_MS * NS_PER_MS:
+            least = f"at least {DURATION.about(SAMPLE_MS * NS_PER_MS * mix.time_scale)} with a generated trace"
+            raise ScenarioError(scenario.name, "duration", least, DURATION.format(scenario.duration))
+        shape = TraceShape(vms=mix.vms, span_ms=length_ns // NS_PER_MS)
         machines = generate_trace(scenario.seed, shape)
     else:
         machines = load_trace(Path(mix.source))

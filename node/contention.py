@@ -102,14 +102,16 @@ class _Alike:
     )  # fmt: skip
 
     def __init__(self, load: PhaseLoad, slowing: float, latency_ns: float) -> None:
-        core_ns = load.core_ns + load.pipeline_ns * slowing if slowing else load.core_ns
-        cap, rate = load.cap_per_ns or _NO_CAP, 1.0 / (load.miss * latency_ns + core_ns)
+        core_ns, miss, traffic_bytes, cap, pipeline_ns, *_ = load
+        if slowing:
+            core_ns += pipeline_ns * slowing
+        cap = cap or _NO_CAP
         self.load = load
         self.cap = cap
-        self.rate = min(rate, cap)
-        self.now = core_ns, load.miss, load.traffic_bytes
+        self.rate = min(1.0 / (miss * latency_ns + core_ns), cap)
+        self.now = core_ns, miss, traffic_bytes
         """c, m and bytes per instruction as they are among the present neighbours."""
-        self.capped_to_ns = _capped_to(cap, core_ns, load.miss)
+        self.capped_to_ns = _capped_to(cap, core_ns, miss)
         """The DRAM latency up to which nothing but its cap holds it, with a thread of its own."""
         self.share = self.crowding = 1.0
         """Of a thread; and misses as a multiple of those without neighbours."""
@@ -165,10 +167,6 @@ class Contention:
         """Whether any phase's misses are not those it has alone."""
         self.ledger: NeighbourLedger | None = None
         """Who costs whom, where somebody asks for it; loads then name their owners."""
-        self._demand = 0.0
-        """Traffic at the rates set last, as a share of the bandwidth."""
-        self._capped_to_ns = -1.0
-        """The DRAM latency up to which nothing but caps held any phase then."""
         self._known_shares: dict[tuple[float, tuple[tuple[PhaseLoad, int], ...]], list[float]] = {}
         """How caches were shared among phases that ran together before: the same often meet again."""
         self._crowdable = 0
@@ -213,7 +211,8 @@ class Contention:
     def stop(self, slot: int) -> PhaseAccount:
         """Take a phase out, finished or not. Call ``solve`` afterwards."""
         alike, end, instructions, waited_before, started_ns, slowed_before, crowded_before = self._phases.pop(slot)
-        ends, load = alike.ends, alike.load
+        ends = alike.ends
+        core_ns, miss, _, cap, pipeline_ns, miss_ns, misses, _ = alike.load
         if ends[0][1] == slot:
             heappop(ends)
         else:
@@ -221,20 +220,21 @@ class Contention:
             heapify(ends)
         alike.count -= 1
         if not ends:
-            del self._loads[load]
-            if load.misses is not None:
+            del self._loads[alike.load]
+            if misses is not None:
                 self._crowdable -= 1
         remaining = end - alike.retired
         if remaining < 0.0:  # noqa: PLR1730 - a call costs as much as the rest
             remaining = 0.0
         done = instructions - remaining
-        loaded = (alike.waited - waited_before) * load.miss
+        idle = self._idle_latency_ns
+        loaded = (alike.waited - waited_before) * miss
         elapsed = self._now_ns - started_ns
-        smt = (alike.slowed - slowed_before) * load.pipeline_ns
-        llc = (alike.crowded - crowded_before) * load.miss * (self._idle_latency_ns + load.miss_ns)
-        busy = done * (load.core_ns + load.miss * self._idle_latency_ns) + loaded + smt + llc
+        smt = (alike.slowed - slowed_before) * pipeline_ns
+        llc = (alike.crowded - crowded_before) * miss * (idle + miss_ns)
+        busy = done * (core_ns + miss * idle) + loaded + smt + llc
         self.busy_thread_ns += busy
-        waited = elapsed - (max(busy, done / load.cap_per_ns) if load.cap_per_ns else busy)
+        waited = elapsed - (max(busy, done / cap) if cap else busy)
         if waited < 0.0:  # noqa: PLR1730 - as above
             waited = 0.0
         return _tuple(PhaseAccount, (done, remaining, elapsed, loaded, waited, smt, llc))
@@ -330,23 +330,33 @@ class Contention:
             for alike in self._loads.values():
                 alike.share = 1.0
             self._overcommitted = False
-        if self._loads:
+        if not self._solve_capped():
             self._solve_latency()
-        else:
-            self.latency_ns, self.utilisation, self._demand, self._capped_to_ns = self._idle_latency_ns, 0.0, 0.0, -1.0
+
+    def _solve_capped(self) -> bool:
+        """Solve where caps alone hold everybody: the same traffic comes at any latency at which they still do."""
+        latency, capped_to, demand = self.latency_ns, _NO_CAP, 0.0
+        for alike in self._loads.values():
+            if alike.capped_to_ns <= latency:
+                return False
+            if alike.capped_to_ns < capped_to:  # noqa: PLR1730 - a call costs as much as the rest
+                capped_to = alike.capped_to_ns
+            alike.rate = rate = alike.cap
+            demand += alike.count * rate * alike.now[2]
+        u = demand / self._bandwidth
+        if u >= _HIGHEST_UTILISATION:
+            return False
+        latency = self._idle_latency_ns * (1.0 + self._factor * u / (1.0 - u))
+        if latency >= capped_to:
+            return False
+        self.latency_ns, self.utilisation = latency, u
+        return True
 
     def _solve_latency(self) -> None:
         """Find the utilisation that makes the traffic which makes it, and leave its latency and rates set."""
         low, high = 0.0, _HIGHEST_UTILISATION
         u = self.utilisation
         gap, slope = self._set_rates(u)
-        idle, factor, demand = self._idle_latency_ns, self._factor, self._demand
-        if slope == 1.0 and not self._overcommitted and demand < high and self.latency_ns < self._capped_to_ns:
-            # Where caps alone hold everybody, the same traffic comes at any latency at which they still do.
-            latency = idle * (1.0 + factor * demand / (1.0 - demand))
-            if latency < self._capped_to_ns:
-                self.latency_ns, self.utilisation = latency, demand
-                return
         for _ in range(_MOST_STEPS):
             if gap > 0:
                 low = u
@@ -372,11 +382,8 @@ class Contention:
         free = 1.0 - u
         self.latency_ns = latency = idle * (1.0 + factor * u / free)
         demand = pull = 0.0
-        capped_to = _NO_CAP
         for alike in self._loads.values():
             core_ns, miss, traffic = alike.now
-            if alike.capped_to_ns < capped_to:  # noqa: PLR1730 - a call costs as much as the rest
-                capped_to = alike.capped_to_ns
             span = miss * latency + core_ns
             rate = alike.share / span
             if rate < alike.cap:
@@ -387,8 +394,7 @@ class Contention:
                 bytes_per_ns = alike.count * rate * traffic
             alike.rate = rate
             demand += bytes_per_ns
-        self._demand, self._capped_to_ns = demand / bandwidth, capped_to
-        return self._demand - u, pull * idle * factor / (free * free * bandwidth) + 1.0
+        return demand / bandwidth - u, pull * idle * factor / (free * free * bandwidth) + 1.0
 
     def _solve_overcommitted(self) -> None:
         """More phases than threads: alternate between latency and max-min shares until both stand still."""
@@ -407,9 +413,11 @@ class Contention:
 
     def next_completion_ns(self) -> int:
         """When the first phase ends if nothing changes, ``NEVER_NS`` if none runs but without end."""
-        if not self._phases:
-            return NEVER_NS
-        first = min([(alike.ends[0][0] - alike.retired) / alike.rate for alike in self._loads.values()])
+        first = _ENDLESS_NS
+        for alike in self._loads.values():
+            left = (alike.ends[0][0] - alike.retired) / alike.rate
+            if left < first:  # noqa: PLR1730 - a call costs as much as the rest
+                first = left
         return self._now_ns + max(1, -int(-first // 1)) if first < _ENDLESS_NS else NEVER_NS
 
     def completed(self) -> list[int]:

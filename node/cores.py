@@ -27,7 +27,6 @@ class Cores:
         self._ended = ended
         self._computing: dict[int, Vcpu] = {}
         self._completion_ns = -1
-        self._changed = False
         clock.settle = self.settle
 
     def start(self, vcpu: Vcpu, load: PhaseLoad, instructions: int) -> None:
@@ -37,32 +36,32 @@ class Cores:
             load = load._replace(owner=vcpu.phase)
         vcpu.slot = self.contention.start(load, float(instructions))
         self._computing[vcpu.slot] = vcpu
-        self._changed = True
+        self._clock.unsettled = True
 
     def stop(self, vcpu: Vcpu) -> PhaseAccount:
         """Take a vCPU off its thread before its phase is through."""
         self.contention.advance(self._clock.now_ns)
         del self._computing[vcpu.slot]
-        self._changed = True
+        self._clock.unsettled = True
         return self.contention.stop(vcpu.slot)
 
     def occupy(self, load: PhaseLoad) -> int:
         """Let something that is no vCPU run without end from now on; its slot."""
         self.contention.advance(self._clock.now_ns)
-        self._changed = True
+        self._clock.unsettled = True
         return self.contention.start(load, _ENDLESS)
 
     def release(self, slot: int) -> None:
         """Take that off its thread."""
         self.contention.advance(self._clock.now_ns)
-        self._changed = True
+        self._clock.unsettled = True
         self.contention.stop(slot)
 
     def settle(self) -> None:
         """After any change of the running phases: share the host anew and set the completion event."""
-        if not self._changed:
+        if not self._clock.unsettled:
             return
-        self._changed = False
+        self._clock.unsettled = False
         # Whoever changed the set brought it up to the present time first.
         self.contention.solve()
         completion = self.contention.next_completion_ns()
@@ -79,5 +78,5 @@ class Cores:
             # First all that end now, then what follows them: a phase that starts now cannot end now.
             slots = contention.completed()
             self._ended([(self._computing.pop(slot), contention.stop(slot)) for slot in slots])
-            self._changed = True
+            self._clock.unsettled = True
         self.settle()

@@ -18,4 +18,4 @@ class DirtyLog:
 
     def written_since(self, time_ns: int) -> int:
         """Pages that were written at or after a time."""
-        return sum(last >= time_ns for last in self._last_ns.values())
+        return sum([last >= time_ns for last in self._last_ns.values()])

@@ -23,6 +23,9 @@ TOLERANCE = 0.1
 """Share by which a rate may be off before it is stated anew."""
 
 
+_COMPUTING = VcpuState.COMPUTING
+
+
 class Pool(NamedTuple):
     """Bytes that are written all over, and how many a second."""
 
@@ -45,20 +48,20 @@ class DirtyRates:
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
             self._pools += [(vcpu, size, rates) for size, rates in _written_sets(demands).items()]
         self._looked_ns = now_ns
-        self._before = self._written()
-        self._stated = self.present()
+        self._before, self._stated = (self._written(), self.present()) if self._pools else ([], [])
 
     def present(self) -> list[float]:
         """Bytes a second written at this very moment, by pool."""
         rate = self._contention.rate_per_ns
         return [
-            rate(vcpu.slot) * 1e9 * rates.get(vcpu.registers.r14, 0.0) if vcpu.state is VcpuState.COMPUTING else 0.0
+            rate(vcpu.slot) * 1e9 * rates.get(vcpu.registers.r14, 0.0) if vcpu.state is _COMPUTING else 0.0
             for vcpu, _, rates in self._pools
         ]
 
     def statement(self) -> tuple[Pool, ...]:
         """What was stated last."""
-        return tuple([Pool(size, rate) for (_, size, _), rate in zip(self._pools, self._stated, strict=True)])
+        new = tuple.__new__
+        return tuple([new(Pool, (size, rate)) for (_, size, _), rate in zip(self._pools, self._stated, strict=True)])
 
     def is_stale(self) -> bool:
         """Whether the rates of this moment are far from what was stated."""
@@ -77,15 +80,16 @@ class DirtyRates:
 
     def _written(self) -> list[float]:
         """Bytes written so far, by pool. The contention must stand at the present time."""
-        return [
-            sum([done * rates.get(number, 0.0) for number, done in sorted(vcpu.instructions.items())])
-            + (
-                self._contention.done(vcpu.slot) * rates.get(vcpu.registers.r14, 0.0)
-                if vcpu.state is VcpuState.COMPUTING
-                else 0.0
-            )
-            for vcpu, _, rates in self._pools
-        ]
+        figures = []
+        for vcpu, _, rates in self._pools:
+            written = 0.0
+            if vcpu.instructions:
+                for number, done in sorted(vcpu.instructions.items()):
+                    written += done * rates.get(number, 0.0)
+            if vcpu.state is _COMPUTING:
+                written += self._contention.done(vcpu.slot) * rates.get(vcpu.registers.r14, 0.0)
+            figures.append(written)
+        return figures
 
 
 def _sets_of(demands: tuple[Demand, ...]) -> dict[int, dict[int, float]]:

@@ -86,6 +86,8 @@ class EntryRuns:
         """Where each leaf begins: with its first run, but for the first."""
         self._last = _NOWHERE
         """The run that was asked for last: accesses go on where they were."""
+        self.gap = (0, 0)
+        """And the gap: as large as it is, but for what is beyond its leaf."""
         self.changes = 0
         """Counts whatever may change a page's entry; what lies in DRAM changes without a count."""
 
@@ -111,9 +113,16 @@ class EntryRuns:
 
     def is_gap(self, start: int, end: int) -> bool:
         """Whether no run has a page in [start, end)."""
+        first, last = self.gap
+        if first <= start and end <= last:
+            return True
         leaf = self._leaves[bisect_left(self._firsts, end) - 1]
         index = bisect_left(leaf.starts, end)
-        return not index or leaf.ends[index - 1] <= start
+        first = leaf.ends[index - 1] if index else 0
+        if first > start:
+            return False
+        self.gap = first, (leaf.starts[index] if index < len(leaf.starts) else end)
+        return True
 
     def count(self, start: int, end: int) -> int:
         """Number of runs that begin in [start, end)."""
@@ -162,7 +171,7 @@ class EntryRuns:
         """Replace whatever is in [start, end) by one run, or by nothing; an empty range changes nothing."""
         if start >= end:
             return
-        self._last = _NOWHERE
+        self._last, self.gap = _NOWHERE, (0, 0)
         self.changes += 1
         number = self._joined(start, end)
         _put(self._leaves[number], start, end, run)
@@ -186,7 +195,7 @@ class EntryRuns:
 
     def clear(self) -> None:
         """Forget every run."""
-        self._leaves, self._firsts, self._last = [_Leaf(self._code)], [0], _NOWHERE
+        self._leaves, self._firsts, self._last, self.gap = [_Leaf(self._code)], [0], _NOWHERE, (0, 0)
         self.changes += 1
 
     def _index(self, page: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 from node.host_events import EVENT_KINDS, HostEvent, Octets
@@ -46,22 +47,27 @@ class EventLog:
 
     def chain(self, entity: str) -> Chain:
         """The chain of an entity, begun on first use."""
-        found = self._chains.get(entity)
-        if found is None:
-            if self.records is None:
-                found = Chain(entity, self._bucket_ns)
-            else:
-                found = _KeptChain(entity, self._bucket_ns, self._wish, self.records)
-            self._chains[entity] = found
-        return found
+        return self._chains.get(entity) or self._begun(entity, (0, 0, entity.encode()))
+
+    def _begun(self, entity: str, end: tuple[int, int, bytes]) -> Chain:
+        if self.records is None:
+            begun = Chain(entity, self._bucket_ns, end)
+        else:
+            begun = _KeptChain(entity, self._bucket_ns, end, self._wish, self.records)
+        self._chains[entity] = begun
+        return begun
 
     def leave(self, entity: str, now_ns: int) -> ChainEnd:
         """Hand the chain of an entity that goes elsewhere over; closed buckets stay here."""
         return self.chain(entity).leave(now_ns)
 
-    def enter(self, entity: str, end: ChainEnd) -> None:
+    def enter(self, entity: str, end: tuple[int, int, bytes]) -> None:
         """Go on with the chain of an entity that came."""
-        self.chain(entity).enter(end)
+        found = self._chains.get(entity)
+        if found is None:
+            self._begun(entity, end)
+        else:
+            found.enter(end)
 
     def close(self) -> list[BucketDigest]:
         """Close every open bucket; rows by entity, then bucket."""
@@ -75,16 +81,16 @@ class Chain:
     """The digest chain of one entity."""
 
     __slots__ = ("_bucket", "_bucket_ns", "_count", "_end_ns", "_entity", "_hash", "_rows", "_update")
+    _bucket: int
+    _count: int
+    _end_ns: int
+    _update: Callable[[bytes], None]
 
-    def __init__(self, entity: str, bucket_ns: int) -> None:
+    def __init__(self, entity: str, bucket_ns: int, end: tuple[int, int, bytes]) -> None:
         self._entity = entity
         self._bucket_ns = bucket_ns
-        self._bucket = 0
-        self._end_ns = bucket_ns
-        self._count = 0
-        self._hash = hashlib.blake2b(entity.encode(), digest_size=16)
-        self._update = self._hash.update
         self._rows: list[BucketDigest] = []
+        self.enter(end)
 
     def record(
         self, now_ns: int, kind: HostEvent, first: int = 0, second: int = 0, vcpu: int = NO_VCPU, took_ns: int = 0
@@ -118,15 +124,15 @@ class Chain:
         if now_ns >= self._end_ns:
             self._close_bucket()
             self._bucket = now_ns // self._bucket_ns
-        end = ChainEnd(self._bucket, self._count, self._hash.digest())
+        end = tuple.__new__(ChainEnd, (self._bucket, self._count, self._hash.digest()))
         self._count = 0
         return end
 
-    def enter(self, end: ChainEnd) -> None:
-        """Go on where another chain of this entity stood."""
-        self._bucket, self._count = end.bucket, end.records
-        self._end_ns = (end.bucket + 1) * self._bucket_ns
-        self._hash = hashlib.blake2b(end.digest, digest_size=16)
+    def enter(self, end: tuple[int, int, bytes]) -> None:
+        """Go on where another chain of this entity stood: at a ``ChainEnd``, or what it was packed as."""
+        self._bucket, self._count, digest = end
+        self._end_ns = (self._bucket + 1) * self._bucket_ns
+        self._hash = hashlib.blake2b(digest, digest_size=16)
         self._update = self._hash.update
 
     def _close_bucket(self) -> None:
@@ -144,8 +150,10 @@ class _KeptChain(Chain):
 
     __slots__ = ("_records", "_wish")
 
-    def __init__(self, entity: str, bucket_ns: int, wish: LogWish, records: RecordBuffer) -> None:
-        super().__init__(entity, bucket_ns)
+    def __init__(
+        self, entity: str, bucket_ns: int, end: tuple[int, int, bytes], wish: LogWish, records: RecordBuffer
+    ) -> None:
+        super().__init__(entity, bucket_ns, end)
         self._wish = wish
         self._records = records
 

@@ -23,7 +23,7 @@ IMAGE_VARIABLE = "SEVFLEET_OVMF"
 LABORATORY_ORIGIN = "laboratory image"
 
 
-@dataclass(frozen=True)  # without slots: the digest is kept once it was asked for
+@dataclass(frozen=True)  # without slots: what was asked for once is kept
 class FirmwareImage:
     """An image with what it says of itself. ``origin`` is its file, or ``laboratory image``.
 
@@ -35,7 +35,7 @@ class FirmwareImage:
     tables: OvmfTables = field(repr=False)
     end: int = FOUR_GIB
 
-    @property
+    @cached_property
     def gpa(self) -> int:
         """Guest-physical address of the first byte."""
         return self.end - len(self.data)

@@ -6,6 +6,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
+_NOWHERE = -1
+
 
 class OutOfMemory(Exception):
     """The host has not that much free memory."""
@@ -138,14 +140,16 @@ class FrameAllocator:
                 raise ValueError(f"length: expected more than zero, got {length}")
             end = spa + length
             index = bisect_left(starts, spa)
-            if (index < len(starts) and starts[index] < end) or (index and ends[index - 1] > spa):
+            before = ends[index - 1] if index else _NOWHERE
+            after = starts[index] if index < len(starts) else end + 1
+            if before > spa or after < end:
                 raise ValueError(f"{spa:#x}: released twice")
-            touches = index < len(starts) and starts[index] == end
-            if index and ends[index - 1] == spa:
-                ends[index - 1] = ends.pop(index) if touches else end
-                if touches:
-                    del starts[index]
-            elif touches:
+            if before == spa:
+                if after == end:
+                    del starts[index], ends[index - 1]
+                else:
+                    ends[index - 1] = end
+            elif after == end:
                 starts[index] = spa
             else:
                 starts.insert(index, spa)

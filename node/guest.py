@@ -19,10 +19,10 @@ from node.mechanism import Mechanism
 from node.network_books import NetworkBooks
 from node.operation_cost import GuestOperationCost
 from node.phase_cost import PhaseCost
-from node.program import ProgramSpec
+from node.program import Demand, ProgramSpec
 from node.svsm_use import SvsmUse
 from node.tenant import TenantPort
-from node.vcpu import Vcpu, VcpuState
+from node.vcpu import Vcpu, VcpuState, names_of
 from node.vcpu_throttle import Throttle
 from tio.device_identity import CardKind
 
@@ -152,7 +152,8 @@ class Guest:
     """While it migrates away."""
     throttle: Throttle | None = None
     """While it is slowed down for that."""
-    demand_names: tuple[tuple[str, ...], ...] = ()
+    demands: tuple[tuple[Demand, ...], ...] = ()
+    """What its vCPUs' programs ask for, from the moment it runs."""
     bytes_read: int = 0
     bytes_written: int = 0
     bytes_bounced: int = 0
@@ -166,6 +167,11 @@ class Guest:
     """What it said last of its devices, and those that it trusts, a bit for each."""
     network: NetworkBooks | None = None
     """What went through its network cards, if it has some."""
+
+    @property
+    def demand_names(self) -> tuple[tuple[str, ...], ...]:
+        """The names of its demands, by vCPU."""
+        return tuple([names_of(demands) for demands in self.demands])
 
     def tell_parked(self) -> None:
         """Call whoever waits for all of its vCPUs to be at rest, where they are."""

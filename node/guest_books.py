@@ -13,12 +13,15 @@ from typing import Any, NamedTuple, TypeVar
 from node.disk_books import DiskBooks
 from node.event_log import ChainEnd
 from node.guest import Guest
-from node.mechanism import Mechanism, no_time
+from node.mechanism import Mechanism, with_all
 from node.network_books import NetworkBooks
 from node.svsm_use import SvsmUse
 from node.vcpu import Vcpu
 
 N = TypeVar("N", int, float)
+_LOADED_LATENCY, _CORE_WAIT, _SMT, _LLC = (
+    Mechanism.LOADED_LATENCY, Mechanism.CORE_WAIT, Mechanism.SMT, Mechanism.LLC,
+)  # fmt: skip
 
 
 class GuestBooks(NamedTuple):
@@ -54,18 +57,22 @@ class GuestBooks(NamedTuple):
     @classmethod
     def of(cls, guest: Guest, chain: ChainEnd) -> GuestBooks:
         """The books of a VM that leaves; ``chain`` is where its digest chain stands."""
-        return cls(
+        elapsed_ns, instructions, phases = [], [], []
+        for vcpu in guest.vcpus:
+            elapsed_ns.append(vcpu.elapsed_ns)
+            instructions.append(retired(vcpu))
+            phases.append(_by_number(vcpu.phases) if vcpu.phases else [])
+        row_ns = {row: ns for row, ns in sorted(guest.row_ns.items()) if ns} if guest.row_ns else {}
+        books = (
             guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
             guest.bytes_bounced, guest.copies, guest.disk.body() if guest.disk else (),
             dict(filter(itemgetter(1), mechanism_ns(guest).items())),
-            {row: ns for row, ns in sorted(guest.row_ns.items()) if ns},
-            [vcpu.elapsed_ns for vcpu in guest.vcpus],
-            [retired(vcpu) for vcpu in guest.vcpus],
-            [_by_number(vcpu.phases) for vcpu in guest.vcpus],
-            chain, () if guest.svsm is None else (guest.svsm.calls, guest.svsm.time_ns),
+            row_ns, elapsed_ns, instructions, phases, chain,
+            () if guest.svsm is None else (guest.svsm.calls, guest.svsm.time_ns),
             () if guest.network is None else astuple(guest.network),
         )  # fmt: skip
+        return tuple.__new__(cls, books)
 
     def body(self) -> tuple[object, ...]:
         """As msgpack-able values."""
@@ -90,23 +97,26 @@ class GuestBooks(NamedTuple):
         guest.svsm = SvsmUse(*svsm) if svsm else None
         guest.network = NetworkBooks(*network) if network else None
         guest.disk = DiskBooks(*disk) if disk else None  # type: ignore[arg-type]  # as they were packed
-        guest.lost_ns = no_time() | lost_ns
+        guest.lost_ns = with_all(lost_ns)
         guest.row_ns = dict(row_ns)
         for vcpu, elapsed, retired_there, phases_there in zip(
             guest.vcpus, elapsed_ns, instructions, phases, strict=True
         ):
             vcpu.elapsed_ns = elapsed
-            vcpu.moved_instructions, vcpu.phases = dict(retired_there), dict(phases_there)
+            if retired_there or phases_there:
+                vcpu.moved_instructions, vcpu.phases = dict(retired_there), dict(phases_there)
 
 
 def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
     """Time of a VM by mechanism, summed over its vCPUs."""
-    times = no_time() | guest.lost_ns
+    times = with_all(guest.lost_ns)
     for vcpu in guest.vcpus:
-        times[Mechanism.LOADED_LATENCY] += vcpu.loaded_ns
-        times[Mechanism.CORE_WAIT] += vcpu.core_wait_ns
-        times[Mechanism.SMT] += vcpu.smt_ns
-        times[Mechanism.LLC] += vcpu.llc_ns
+        if not vcpu.instructions:
+            continue  # Who computed nothing here lost nothing to others.
+        times[_LOADED_LATENCY] += vcpu.loaded_ns
+        times[_CORE_WAIT] += vcpu.core_wait_ns
+        times[_SMT] += vcpu.smt_ns
+        times[_LLC] += vcpu.llc_ns
         costs = guest.phase_costs[vcpu.index]
         for number, instructions in _by_number(vcpu.instructions):
             for mechanism, ns in costs[number].parts:
@@ -116,11 +126,13 @@ def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
 
 def _by_number(figures: dict[int, N]) -> list[tuple[int, N]]:
     """What is not zero, in the order of the numbers: sums of it are the same whatever was done first."""
-    return [(number, figure) for number, figure in sorted(figures.items()) if figure] if figures else []
+    return [(number, figure) for number, figure in sorted(figures.items()) if figure]
 
 
 def retired(vcpu: Vcpu) -> list[tuple[int, float]]:
     """Instructions of a vCPU by number of the demand, on this host and those before, of demands that it made."""
+    if not vcpu.instructions:
+        return _by_number(vcpu.moved_instructions) if vcpu.moved_instructions else []
     found = dict(vcpu.moved_instructions)
     for number, here in vcpu.instructions.items():
         found[number] = here + found.get(number, 0.0)

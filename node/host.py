@@ -65,7 +65,8 @@ R = TypeVar("R")
 
 _ATTESTING = frozenset({Generation.SEV_SNP, Generation.SEV_TIO})
 """What can ask for a report that a chip's certificates prove."""
-_SEATED = (GuestState.RUNNING, GuestState.PAUSED)
+_RUNNING, _PAUSED = GuestState.RUNNING, GuestState.PAUSED
+_SEATED = (_RUNNING, _PAUSED)
 """States of a VM with vCPUs. From any other it never comes back to them."""
 
 
@@ -151,6 +152,10 @@ class Host:
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.network = HostNetwork(self, costs)
+        self._speakers = (
+            self.departures.under_way, self.arrivals.settling, self.network.guests, self.tasks.promises,
+        )  # fmt: skip
+        """Of whom something may be said: asked after every step, and empty most of the time."""
         self.interrupts = HostInterrupts(self)
         self.board.card_memory.arrived = self.interrupts.arrived
         self.firmware = FirmwareOperator(self)
@@ -230,18 +235,17 @@ class Host:
 
     def earliest_output_ns(self, next_event_ns: int) -> int:
         """Before which nothing will be said of any VM here, if nobody asks; NEVER_NS for a quiet host."""
-        earliest_ns = NEVER_NS
-        if self.departures.under_way:
-            earliest_ns = self.departures.earliest_output_ns(next_event_ns)
-        if self.arrivals.settling and self.arrivals.says_something():
+        departing, settling, wired, promises = self._speakers
+        earliest_ns = self.departures.earliest_output_ns(next_event_ns) if departing else NEVER_NS
+        if settling and self.arrivals.says_something():
             earliest_ns = min(earliest_ns, next_event_ns)
-        if self.network.guests:
+        if wired:
             earliest_ns = min(earliest_ns, self.network.earliest_output_ns(next_event_ns))
         if self.certificates is not None:
             earliest_ns = min(earliest_ns, self.certificates.earliest_output_ns(next_event_ns))
-        if earliest_ns > next_event_ns and self.tasks.promises:
+        if promises and earliest_ns > next_event_ns:
             # A promise that is over says no more than that nothing happens before the next event.
-            earliest_ns = min(earliest_ns, max(next_event_ns, min(self.tasks.promises.values())))
+            earliest_ns = min(earliest_ns, max(next_event_ns, min(promises.values())))
         return earliest_ns
 
     def destroy(self, name: str) -> None:
@@ -292,18 +296,18 @@ class Host:
         ``parked`` is called once when the last vCPU has come to rest, also if the VM powered itself off.
         """
         guest = self.guests[name]
-        if guest.state is not GuestState.RUNNING:
+        if guest.state is not _RUNNING:
             return
-        guest.state = GuestState.PAUSED
+        guest.state = _PAUSED
         self.vcpus.pause(guest, parked)
         self.clock.settle()
 
     def resume(self, name: str) -> None:
         """Rebuild a paused VM's programs from its specification and go on from its save areas."""
         guest = self.guests[name]
-        if guest.state is not GuestState.PAUSED:
+        if guest.state is not _PAUSED:
             return
-        guest.state = GuestState.RUNNING
+        guest.state = _RUNNING
         self.vcpus.resume(guest)
         self.clock.settle()
 
@@ -344,7 +348,7 @@ class Host:
     def _enter(self, guest: Guest, entered: object) -> None:
         """The hypervisor has entered the VM: its boot processor comes out of reset."""
         assert isinstance(entered, Entered)
-        guest.state = GuestState.RUNNING
+        guest.state = _RUNNING
         guest.running_ns = self.clock.now_ns
         self._note_launch(guest, entered)
         self.put_up(guest, entered, None)
@@ -365,7 +369,7 @@ class Host:
         """
         spec = guest.spec
         guest.asid, guest.launched = entered.asid, entered.launched_gpas
-        guest.vcpus = [Vcpu(guest, index, spa) for index, spa in enumerate(entered.save_areas)]
+        guest.vcpus = [Vcpu(guest, index, spa, index) for index, spa in enumerate(entered.save_areas)]
         if reset_rips is None:
             for vcpu in guest.vcpus:
                 self.vcpus.load(vcpu)
@@ -388,9 +392,12 @@ class Host:
                 self.network.wire(guest, requester)
         if spec.network:
             self.network.plug(guest)
-        seated = self._seated = [one for one in self._seated if one.state in _SEATED]
-        seated.append(guest)
-        self.peak_vcpus = max(self.peak_vcpus, sum([len(one.vcpus) for one in seated]))
+        seated, vcpus = [guest], len(guest.vcpus)
+        for one in self._seated:
+            if one.state in _SEATED:
+                seated.append(one)
+                vcpus += len(one.vcpus)
+        self._seated, self.peak_vcpus = seated, max(self.peak_vcpus, vcpus)
 
     def _kicked(self, vm: str, vcpu: int, code: int) -> None:
         guest = self.guests.get(vm)

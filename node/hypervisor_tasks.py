@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import NamedTuple
 
 from node import operations as op
@@ -55,7 +56,7 @@ class HypervisorTasks:
         self.ledger: NeighbourLedger | None = None
         """Who costs whom, where somebody asks for it."""
         self._at_mailbox = ServiceLine()
-        self._lines: dict[str, deque[_UnderWay] | None] = {}
+        self.lines: dict[str, deque[_UnderWay] | None] = {}
         """Guests that have a task under way, and those that wait for it."""
         self._clock = clock
         self._board = board
@@ -90,16 +91,12 @@ class HypervisorTasks:
         one = _UnderWay(task, guest, done, refused, price)
         if guest is not None:
             name = guest.spec.name
-            if name in self._lines:
-                line = self._lines[name] = self._lines[name] or deque()
+            if name in self.lines:
+                line = self.lines[name] = self.lines[name] or deque()
                 line.append(one)
                 return
-            self._lines[name] = None
+            self.lines[name] = None
         self._step(one, None)
-
-    def is_free(self, name: str) -> bool:
-        """Whether no task for a guest is under way."""
-        return name not in self._lines
 
     def spend(
         self, guest: Guest, spent_ns: int, effect: Callable[[], object], done: Callable[[object], None],
@@ -109,39 +106,40 @@ class HypervisorTasks:
 
         Where ``effect`` comes to None the task itself is run then, and its first batch has taken its time.
         """
-        self._lines[guest.spec.name] = None
-
-        def due() -> None:
-            result = effect()
-            if result is None:
-                one = _UnderWay(task(), guest, done, refused, self._cost.price_of_work)
-                self._step(one, self._execute(one.task.send(None), guest))  # type: ignore[arg-type]  # it begins
-                return
-            done(result)
-            self._next(guest)
-
+        self.lines[guest.spec.name] = None
         if spent_ns > 0:
-            self._clock.after(spent_ns, due)
+            self._clock.after(spent_ns, partial(self._spent, guest, effect, done, refused, task))
         else:
-            due()
+            self._spent(guest, effect, done, refused, task)
+
+    def _spent(
+        self, guest: Guest, effect: Callable[[], object], done: Callable[[object], None],
+        refused: Callable[[LaunchRefused], None] | None, task: Callable[[], HypervisorTask],
+    ) -> None:  # fmt: skip
+        result = effect()
+        if result is None:
+            one = _UnderWay(task(), guest, done, refused, self._cost.price_of_work)
+            self._step(one, self._execute(one.task.send(None), guest))  # type: ignore[arg-type]  # it begins
+            return
+        done(result)
+        self._next(guest)
 
     def _next(self, guest: Guest | None) -> None:
         """A guest's task is over: begin the one that waits for that."""
         if guest is None:
             return
-        name = guest.spec.name
-        line = self._lines[name]
+        line = self.lines.pop(guest.spec.name)
         if line:
+            self.lines[guest.spec.name] = line
             self._step(line.popleft(), None)
-        else:
-            del self._lines[name]
 
     def promise(self, guest: Guest, from_ns: int) -> None:
         """Nothing will be said of a launch before what is left of it is served."""
+        name, promises = guest.spec.name, self.promises
         if guest.least_left_ns:
-            from_ns = max(from_ns, self.psp_queue.free_ns)
-        promised = self.promises.get(guest.spec.name, 0)
-        self.promises[guest.spec.name] = max(promised, from_ns + guest.least_left_ns)
+            from_ns = max(from_ns, self.psp_queue.free_ns) + guest.least_left_ns
+        if name not in promises or promises[name] < from_ns:
+            promises[name] = from_ns
 
     def when_due(self, guest: Guest, say: Callable[[], None]) -> None:
         """Call ``say`` now, or when the promise for this VM allows it; the promise is kept then."""

@@ -82,6 +82,8 @@ class MigrationAgent:
     """Contexts that were exported and may have to come back: the move may fail."""
     _peer_ids: dict[str, bytes] = field(default_factory=dict, repr=False)
     """Its report id."""
+    _senders: set[str] = field(default_factory=set, repr=False)
+    """Guests whose peer was looked at as one that they come from: it may be of older firmware, and is given nothing."""
     _imported: set[bytes] = field(default_factory=set, repr=False)
 
     def serve(self, order: bytes) -> Step:
@@ -131,11 +133,12 @@ class MigrationAgent:
             believe(hello, expected, self.now, self.roots)
             self._peer_ids[vm] = parse_report(hello.report, Trail()).report_id
         self._peers[vm] = hello.public_key
+        (self._senders.add if low else self._senders.discard)(vm)
         return None
 
     def _vouch(self, vm: str, gctx: int, key: bytes) -> Step:
         """For a guest of its own whose handler has this key: which image is its own, and with which agent it may be."""
-        if vm not in self._peer_ids:
+        if vm not in self._peer_ids or vm in self._senders:
             raise AgentRefusal("no peer was met for this guest")
         context = ExportedContext.parse((yield from self._exported(gctx, EXPORT_IMI_EN)))
         said = Voucher(context.imd, self._peer_ids[vm])
@@ -151,7 +154,7 @@ class MigrationAgent:
 
     def _export(self, vm: str, gctx: int, *, live: bool) -> Step:
         """EXPORT: the guest is gone from this firmware then, unless it is to run on. Sealed for the peer."""
-        if vm not in self._peers:
+        if vm not in self._peers or vm in self._senders:
             raise AgentRefusal("no peer was met for this guest")
         blob = yield from self._exported(gctx, EXPORT_IMI_EN if live else 0)
         if not (self.keeps_ledger or live):

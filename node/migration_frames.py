@@ -72,13 +72,22 @@ class FrameError(ValueError):
         self.field = field
 
 
+class StreamName(NamedTuple):
+    """What the name of a stream is made of; no bytes are needed where no frames are."""
+
+    number: int
+    vm: str
+    source: str
+    destination: str
+
+
 class Expected(NamedTuple):
     """What a target awaits. ``memory`` says whether a range of GPAs is the VM's."""
 
     vm: str
     memory: Callable[[int, int], bool]
     disk_blocks: int
-    session: bytes = NO_SESSION
+    session: bytes | StreamName = NO_SESSION
     vcpus: int = 0
     """0 for as many as come."""
     by_firmware: bool = False
@@ -101,12 +110,17 @@ def session_of(number: int, vm: str, source: str, destination: str) -> bytes:
     return hashlib.sha256(packed((number, vm, source, destination))).digest()[:SESSION_BYTES]
 
 
+def session_bytes(session: bytes | StreamName) -> bytes:
+    """A stream's name as its frames have it."""
+    return session if isinstance(session, bytes) else session_of(*session)
+
+
 class Stream(Unmade):
     """A stopped VM on its way, as frames that are made when somebody looks at one."""
 
     __slots__ = ("_frames", "_shape", "session", "state")
 
-    def __init__(self, state: VmState, session: bytes) -> None:
+    def __init__(self, state: VmState, session: bytes | StreamName) -> None:
         self.state = state
         self.session = session
         self._shape = _shape(state)
@@ -115,7 +129,7 @@ class Stream(Unmade):
     def made(self) -> tuple[bytes, ...]:
         """The frames."""
         if self._frames is None:
-            self._frames = frames_of(self.state, self.session)
+            self._frames = frames_of(self.state, session_bytes(self.session))
         return self._frames
 
     @property
@@ -140,7 +154,7 @@ class Stream(Unmade):
         if self.state.vm == expected.vm and self.session == expected.session and fits in _FITTING:
             return self.state
         reader = _Reader(expected)
-        reader.expect_session(self.session)
+        reader.expect_session(session_bytes(self.session))
         for kind, body in _bodies(self.state):
             reader.take_body(kind, body)
         if fits is not None:
@@ -371,8 +385,9 @@ class _Reader:
 
     def expect_session(self, session: bytes) -> None:
         """A frame names the move that is awaited."""
-        if session != self._expected.session:
-            raise FrameError(self._sequence, "session", self._expected.session.hex(), session.hex()[:80])
+        expected = session_bytes(self._expected.session)
+        if session != expected:
+            raise FrameError(self._sequence, "session", expected.hex(), session.hex()[:80])
 
     def take_head(self, body: object) -> None:
         """The body of such a frame."""

@@ -65,14 +65,14 @@ class MigrationLoads:
             threads = max(1, math.ceil(rate * 1e-9 * self._byte_ns))
             load = PhaseLoad(self._byte_ns, 0.0, self._traffic, rate * 1e-9 / threads)
             known = self._known[count] = threads, load
-        threads, load = known
+        (threads, load), cores = known, self._cores
         for vm, slots in self._slots.items():
             if slots:
                 self._release(slots)
-            if self._cores.contention.ledger is not None:
+            if cores.contention.ledger is not None:
                 load = load._replace(owner=Owner(vm, STREAM))
             for _ in range(threads):
-                slots.append(self._cores.occupy(load))
+                slots.append(cores.occupy(load))
 
     def _release(self, slots: list[int]) -> None:
         for slot in slots:

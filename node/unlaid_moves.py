@@ -68,7 +68,6 @@ class UnlaidMoves:
         self._unlaid = board.unlaid
         # Another kind of hypervisor may do other things than are known here.
         self._hypervisor = hypervisor if type(hypervisor) is Hypervisor else None
-        self._places: dict[str, VmPlace] = {} if self._hypervisor is None else self._hypervisor.places
         self._tasks = tasks
         self._cost = cost
         self._stop_ns: dict[int, int] = {}
@@ -79,13 +78,16 @@ class UnlaidMoves:
 
     def _place(self, vm: str) -> VmPlace | None:
         """What the hypervisor holds of a VM, if it has nothing to do for it and nobody has looked at that."""
-        return self._places.get(vm) if vm in self._unlaid.vms and self._tasks.is_free(vm) else None
+        hypervisor = self._hypervisor
+        if hypervisor is None or vm not in self._unlaid.vms or vm in self._tasks.lines:
+            return None
+        return hypervisor.places.get(vm)
 
     def receive(self, guest: Guest) -> bool:
         """As ``receive``: what the VM will need is taken."""
         hypervisor, spec, unlaid = self._hypervisor, guest.spec.machine, self._unlaid
         vm = spec.name
-        if hypervisor is None or hypervisor.holds(vm) or vm not in unlaid.vms or not self._tasks.is_free(vm):
+        if hypervisor is None or hypervisor.holds(vm) or vm not in unlaid.vms or vm in self._tasks.lines:
             return False
         if spec.cpu_model or spec.launched_on:
             return False  # Of the latter the hypervisor asks whether its processors show all that they are shown.
@@ -106,7 +108,7 @@ class UnlaidMoves:
         if more or not unlaid.build(vm, tables, ram, maps):
             frames.release(taken)
             return False
-        self._places[vm] = VmPlace(image, ram, maps, small, tables)
+        hypervisor.places[vm] = VmPlace(image, ram, maps, small, tables)
         return True
 
     def export(
@@ -157,7 +159,7 @@ class UnlaidMoves:
 
     def depart(self, guest: Guest) -> bool:
         """As ``depart``: everything that the VM had is given back."""
-        hypervisor, vm, places = self._hypervisor, guest.spec.name, self._places
+        hypervisor, vm = self._hypervisor, guest.spec.name
         place = self._place(vm)
         if place is None or hypervisor is None:
             return False
@@ -167,10 +169,10 @@ class UnlaidMoves:
             spent_ns = self._clear_ns[length] = round(self._cost.price((op.HostClear(0, length),)))
 
         def cleared() -> bool | None:
-            if places.get(vm) is not place or not self._unlaid.leave(vm, place.small):
+            if hypervisor.places.get(vm) is not place or not self._unlaid.leave(vm, place.small):
                 return None
             hypervisor.frames.release(place.frames)
-            del places[vm]
+            del hypervisor.places[vm]
             return True
 
         self._tasks.spend(guest, spent_ns, cleared, _ignore, None, lambda: hypervisor.depart(vm))

@@ -55,6 +55,8 @@ class Vcpu:
     guest: Guest
     index: int
     save_area_spa: int
+    thread: int
+    """Number of the software that runs on it now: its own, but where an SVSM has one of its own."""
     registers: Registers = field(default_factory=Registers)
     state: VcpuState = VcpuState.WAITING
     slot: int = -1
@@ -86,14 +88,8 @@ class Vcpu:
     llc_ns: float = 0.0
     slowed: bool = False
     """Its present phase is held to a rate while its VM moves."""
-    thread: int = -1
-    """Number of the software that runs on it now: its own, but where an SVSM has one of its own."""
     levels: VcpuLevels | None = None
     """Where it has several save areas, one for each VMPL."""
-
-    def __post_init__(self) -> None:
-        if self.thread < 0:
-            self.thread = self.index
 
     @property
     def threads(self) -> tuple[int, ...]:
@@ -103,7 +99,7 @@ class Vcpu:
     @property
     def phase(self) -> Owner:
         """Whose phase it is that it runs or is about to."""
-        return Owner(self.guest.spec.name, self.guest.demand_names[self.index][self.registers.r14])
+        return Owner(self.guest.spec.name, names_of(self.guest.demands[self.index])[self.registers.r14])
 
     def patience_ns(self, now_ns: int) -> int:
         """What a batch takes that costs nothing: nothing, but a nanosecond after many of them without a pause."""

@@ -35,7 +35,10 @@ class VmPlace:
     @property
     def frames(self) -> list[tuple[int, int]]:
         """All of it, as (SPA, length)."""
-        return [self.ram, *[(spa, PAGE_BYTES) for spa in self.small], self.tables]
+        frames = [self.ram, (self._small, PAGE_BYTES), self.tables]
+        for spa in self.areas:
+            frames.append((spa, PAGE_BYTES))  # noqa: PERF401 - one or two of them
+        return frames
 
     def entered(self) -> Entered:
         """As a record's."""

@@ -51,6 +51,8 @@ FRAGMENT_SCHEMA = _schema(_FRAGMENT_FIELDS)
 EPOCH_MS = 1_577_836_800_000
 """Every generated trace begins on 1 January 2020, 00:00 UTC."""
 DAY_MS = 86_400_000
+SAMPLE_MS = 300_000
+"""Five minutes, as in the Bitbrains extract: a trace has at least one sample."""
 MHZ = 2600
 """Clock of the traced machines, as most of the Bitbrains extract has."""
 
@@ -70,7 +72,7 @@ class TraceShape:
 
     vms: int = 12
     span_ms: int = 3_600_000
-    sample_ms: int = 300_000
+    sample_ms: int = SAMPLE_MS
     resident_share: float = 0.5
     shortest_lifetime_ms: int = 600_000
     longest_lifetime_ms: int = 30 * DAY_MS

@@ -3,7 +3,8 @@
 Two thousand small fleets and some more, in each of which a VM of one generation moves up to three times while hosts
 and the control plane crash, links break and messages go astray. Whatever happens, at most one host runs it at any time;
 in the end it runs in one place, whole, unless a host crashed that alone had it; and no other host has anything of it. A
-schedule that fails is made smaller as long as it fails, and named.
+schedule that fails is made smaller as long as it fails, and named. Then each fault comes at each point of a move
+(``cluster.bench.fault_grid``).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from node.laboratory_firmware import build_image
 from psp.system_bus import PAGE_BYTES
 
 SCHEDULES = 2000
-_CHIPS = 8
+CHIPS = 8
 """Scenarios that schedules with agents are of: to certify a new one's chips takes as long as all of a schedule."""
 GENERATIONS = ("PLAIN", "SEV", "SEV_ES", "SEV_SNP")
 BESIDES = {
@@ -74,6 +75,23 @@ def run() -> Iterator[Figure]:
             yield Figure(f"{len(seeds)} schedules, {generation}, none lost, doubled or altered", took_s, "s")
             for name, times in sorted(outcomes.items()):
                 yield Figure(f"moves that ended as {name}, {generation}", times, "moves")
+        yield from _aimed(firmware)
+
+
+def _aimed(firmware: Path) -> Iterator[Figure]:
+    """Every fault at every point of a move."""
+    from cluster.bench import fault_grid  # noqa: PLC0415 - it stands on this file
+
+    for way in fault_grid.GENERATIONS:
+        cells, began = list(fault_grid.cells(way, firmware)), time.perf_counter()
+        with bench_line("bench faults", f"faults at points of a move, {way}") as tell:
+            for number, cell in enumerate(cells, start=1):
+                found, _ = judged(fault_grid.schedule(cell, firmware, 0))
+                if found is not None:
+                    raise ToolError(f"bench faults: {way}: {cell.fault}, {cell.point}: {found}")
+                tell(number, len(cells))
+        took_s = time.perf_counter() - began
+        yield Figure(f"{len(cells)} faults at points of a move, {way}, none lost, doubled or altered", took_s, "s")
 
 
 def small_firmware(folder: Path) -> Path:
@@ -111,7 +129,7 @@ def schedule(seed: int, generation: str, firmware: Path) -> dict[str, Any]:
         how["recover_after"] = f"{dice.choice((0, 30))} ms"
     body = moving(generation, firmware)
     return body | {
-        "schema": 1, "name": "faults", "seed": seed % _CHIPS if attested else seed, "duration": "8 s",
+        "schema": 1, "name": "faults", "seed": seed % CHIPS if attested else seed, "duration": "8 s",
         "migrations": moves, "faults": faults, "costs": _QUICK | body["costs"], "migration": how,
     }  # fmt: skip
 

@@ -90,8 +90,9 @@ def execute(arguments: argparse.Namespace) -> int:
             _deliver(arguments, error.partial)
             raise ToolError(f"{error} ({_kept(arguments)})") from None
     _deliver(arguments, results)
-    if stopping.exit_code:
-        print(f"sevfleet: {results.partial or 'stopped'} ({_kept(arguments)})", file=sys.stderr)
+    if results.partial is None or not stopping.exit_code:
+        return 0  # also where an end was asked for when all was done
+    print(f"sevfleet: {results.partial} ({_kept(arguments)})", file=sys.stderr)
     return stopping.exit_code
 
 

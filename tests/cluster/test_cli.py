@@ -120,6 +120,19 @@ def test_a_stopped_run_keeps_what_it_has_marked_as_partial(
     assert signal.getsignal(number) == before
 
 
+def test_a_run_that_was_done_when_it_was_to_stop_is_whole(
+    with_run: Callable[[Run], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(scenario: Scenario, **_: Any) -> Results:
+        os.kill(os.getpid(), signal.SIGINT)
+        return Results.of_rows(scenario, {})
+
+    with_run(run)
+    assert main(["run", "quiet", "--out", "out"]) == 0
+    assert capsys.readouterr().err == ""
+    assert Results.load(tmp_path / "out").partial is None
+
+
 @pytest.mark.parametrize(
     ("number", "code", "reason"),
     [(signal.SIGINT, 130, "stopped with Ctrl-C"), (signal.SIGTERM, 143, "stopped by SIGTERM")],

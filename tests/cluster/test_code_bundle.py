@@ -110,8 +110,15 @@ def test_without_any_code_the_papers_say_so(tmp_path: Path) -> None:
     assert "the driver's code is not on this machine" in str(difference(own_papers(), papers))
 
 
+def test_an_actor_that_was_not_let_in_says_why_instead_of_what_it_is_asked() -> None:
+    shell = ActorShell((code_hash(), "/nowhere", b""), pickle.dumps((list, ())))
+    with pytest.raises(ImportError, match=r"^FileNotFoundError: the driver's code is not on this machine as"):
+        shell.call("index", 1)
+
+
 def test_an_actor_that_was_let_in_is_called_by_name_and_with_functions() -> None:
     shell = ActorShell.__new__(ActorShell)
+    shell._problem = ""
     shell._object = [3, 1, 2]
     assert shell.call("index", 1) == 1
     assert shell.apply(sorted) == [1, 2, 3]

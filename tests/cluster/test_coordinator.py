@@ -1,6 +1,7 @@
 """The coordinator on toy hosts: however time is cut and hosts are packed, the same log comes out."""
 
 import heapq
+import itertools
 import os
 import random
 import subprocess
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from toy_hosts import CONTROL, END_NS, LOOKAHEAD_NS, Log, Toy, ToyControl, calls_of, digest, run_toys, toys
 
 import cluster.coordinator as coordinator_module
-from cluster.coordinator import Coordinator
+from cluster.coordinator import Coordinator, CoordinatorResult
 from cluster.entity import NEVER, Message
 from cluster.inbox import ProtocolViolationError
 from cluster.inline_layout import InlineLayout
@@ -364,3 +365,19 @@ def test_a_run_that_is_asked_to_stop_keeps_what_it_has(budget: int) -> None:
     assert (result.stopped, result.calls) == ("enough", 3)
     assert result.reached_ns < END_NS
     assert layout.collect(result.reached_ns)["log"]
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_a_run_that_is_asked_to_stop_when_all_is_done_is_whole(windows: bool) -> None:
+    def ran(stop_in: float) -> CoordinatorResult:
+        layout, hosts, asked = InlineLayout(), toys(), itertools.count(1)
+        layout.start(toy_hosts.build_toy, [(toy.name, toy.pack()) for toy in hosts])
+        return Coordinator(
+            layout, ToyControl(tuple(toy.name for toy in hosts)), LOOKAHEAD_NS, END_NS, windows=windows,
+            should_stop=lambda: "enough" if next(asked) >= stop_in else None,
+        ).run()  # fmt: skip
+
+    whole = ran(stop_in=float("inf"))
+    assert ran(stop_in=whole.calls) == whole
+    before = ran(stop_in=whole.calls - 1)
+    assert (before.stopped, before.calls) == ("enough", whole.calls - 1)

@@ -42,9 +42,11 @@ def test_results_are_those_of_one_process_and_every_process_says_how_it_fared() 
     def on_progress(_: Progress) -> None:
         family.update(ray_processes_of(os.getpid()))
 
-    results = run(moving(), layout="isolated", on_progress=on_progress)
-    inline = run(moving(), layout="inline")
-    assert results.digest == inline.digest
+    results = run(moving(), layout="isolated", on_progress=on_progress, log=True)
+    inline = run(moving(), layout="inline", log=True)
+    assert (results.digest, results.events) == (inline.digest, inline.events)
+    assert inline.events is not None
+    assert {"move asked", "move done", "move failed"} <= set(inline.events["event"].to_pylist())
     assert sorted(row["outcome"] for row in results.migrations.to_pylist()) == ["completed", "completed", "refused"]
     told: Any = results.run["operations_by_process"]
     assert sorted(told) == ["host-1", "host-2"]

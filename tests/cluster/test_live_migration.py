@@ -280,7 +280,7 @@ def test_a_vm_is_not_moved_to_the_host_it_is_on() -> None:
 def test_where_nobody_has_room_nothing_is_begun() -> None:
     full = [group(f"big-{number}", memory="15 GiB", host=f"host-{number}", vcpus=1) for number in (2, 3)]
     fleet, rows = play(scenario(vms=[group("vm"), *full], migrations=[move(placement="random")]))
-    assert outcomes(rows) == [("no room", "no host has room")]
+    assert outcomes(rows) == [("no room", "no host has room: memory")]
     assert rows["migrations"][0]["generation"] == "PLAIN"
     assert (vm_row(rows)["state"], fleet.control.placement.host_of("vm")) == ("running", "host-1")
 
@@ -302,7 +302,7 @@ def test_random_targets_and_first_moves_are_spread_and_the_same_in_every_run() -
 def test_a_target_without_room_is_not_tried() -> None:
     body = scenario(vms=[group("vm"), group("big", memory="15 GiB", host="host-2", vcpus=1)])
     _, rows = play({**body, "migrations": [move(to="host-2")]})
-    assert outcomes(rows) == [("no room", "no room on host-2")]
+    assert outcomes(rows) == [("no room", "no room on host-2: memory")]
 
 
 def test_a_guest_that_writes_faster_than_the_network_meets_the_cap_or_is_stopped_all_the_same() -> None:

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 from pretended_cluster import PretendedCall, PretendedCluster, on_pretended
-from toy_hosts import digest, run_toys, toys
+from toy_hosts import build_toy, digest, run_toys, toys
 
 from cluster.actor_layout import packed
 from cluster.bundled_scenarios import load_scenario
 from cluster.inline_layout import InlineLayout
-from cluster.layout import WorkerLostError
+from cluster.layout import StartStoppedError, WorkerLostError
 from cluster.progress_line import described
 from cluster.ray_cluster import Missing
 from cluster.session import Session
@@ -87,4 +87,25 @@ def test_what_is_lost_while_workers_start_is_shown_as_long_as_it_is_news(monkeyp
         "starting packed; host-1 was lost and is replaced",
         "starting packed; Ray's process raylet ended unexpectedly; another Ray was started",
         "starting packed",
+    ]
+
+
+def test_of_many_that_are_late_or_lost_a_line_names_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.seat.SLOW_S", 0.0)
+    monkeypatch.setattr("cluster.actor_layout.free_bytes", lambda: None)
+    cluster = PretendedCluster(
+        lambda call: Missing.LOST if cluster.actors.index(call.actor) in range(20, 25) else Missing.WAITING
+    )
+    layout = on_pretended(packed(40), cluster)
+    seen: list[list[str]] = []
+
+    def look() -> str | None:
+        seen.append(layout.notes)
+        return "seen" if len(seen) == 2 else None
+
+    with pytest.raises(StartStoppedError):
+        layout.start(build_toy, [(toy.name, toy.pack()) for toy in toys(80)], look)
+    assert [note.removesuffix(", for 0 s now") for note in seen[1]] == [
+        *(f"worker {number} was lost and is replaced" for number in (21, 22, 23)), "and 2 more such",
+        *(f"worker {number} gives no sign of life" for number in (1, 2, 3)), "and 32 more such",
     ]

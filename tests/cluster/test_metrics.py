@@ -30,12 +30,12 @@ GLANCE = Progress(
         {"pending": 2, "running": 1}, {"completed": 4, "round cap": 1},
         moves=(
             MoveFigures("db", "migration-9", "naples", "naples", "rome", 12.5, 8 << 30, 3 << 30, 5 << 30, 1e8, 1.25e9,
-                        2, 0.3, 0.21),
+                        2, 0.3, 0.35, 0.21, {"pre-copy": 3 << 30, "stop-and-copy": 4096}),
         ),
         ended=(EndedMove("db", "migration-2", "naples", 1.0, 2.0, succeeded=True),
                EndedMove("web", "migration-4", "milan", 3.0, 7.25, succeeded=False)),
-        final=(FinalMove("db", "migration-2", succeeded=True), FinalMove("db", "migration-3", succeeded=True),
-               FinalMove("web", "migration-4", succeeded=False)),
+        final=(FinalMove("db", "migration-2", "completed", ""), FinalMove("db", "migration-3", "completed", ""),
+               FinalMove("web", "migration-4", "round cap", "after 30 rounds")),
         bound={("card", "rome"): True, ("web", "milan"): False},
         last_downtimes=(LastDowntime("db", "rome", "naples", 0.125),),
         downtimes={"rome": Times((0, 0, 0, 0, 0, *[2] * (len(DOWNTIME_BOUNDS_S) - 5)), 3, 40.5)},
@@ -47,6 +47,7 @@ GLANCE = Progress(
 
 DB = 'name="db",namespace="sevfleet",node="naples"'
 WEB = 'name="web",namespace="sevfleet",node="milan"'
+WHY = 'outcome="round cap",reason="after 30 rounds"'
 TRANSITION = "kubevirt_vmi_migration_phase_transition_time_from_creation_seconds"
 
 
@@ -90,10 +91,15 @@ def test_a_scrape_shows_how_far_the_run_is() -> None:
         f'{TRANSITION}_sum{{phase="Succeeded"}} 8000.0',
         'sevfleet_migration_throttle_ratio{destination="rome",source="naples",vm="db"} 0.3',
         'sevfleet_migration_downtime_seconds{destination="naples",source="rome",vm="db"} 0.125',
+        'sevfleet_migration_slowed_ratio{destination="rome",source="naples",vm="db"} 0.35',
+        'sevfleet_migration_sent_bytes{destination="rome",kind="stop-and-copy",source="naples",vm="db"} 4096.0',
         'sevfleet_migrations{outcome="round cap"} 1.0',
+        'sevfleet_migration_last_info{migration="migration-3",outcome="completed",reason="",vm="db"} 1.0',
+        f'sevfleet_migration_last_info{{migration="migration-4",{WHY},vm="web"}} 1.0',
         'sevfleet_host_anything_else{host="mi\\"lan\\n"} 1.0',
     ):
         assert sample in lines
+    assert not [line for line in lines if "last_info" in line and "migration-2" in line], "of each machine the last"
     ends = [line for line in lines if line.startswith("kubevirt_vmi_migration_end_time_seconds")]
     assert not [line for line in ends if 'name="db"' in line], "one that is under way again has not ended"
 

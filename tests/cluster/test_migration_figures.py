@@ -76,7 +76,9 @@ def test_looking_changes_nothing_and_figures_add_up() -> None:
         EndedMove(row["vm"], f"migration-{row['migration']}", node, began, row["ended_ns"] / 1e9, succeeded=succeeded)
         for row, began, node, succeeded in zip(rows, began_s, ("host-2", "host-1"), (True, False), strict=True)
     }
-    assert last.final == (FinalMove("busy", "migration-1", False), FinalMove("vm", "migration-0", True))
+    assert last.final == (
+        FinalMove("busy", "migration-1", "round cap", "after 3 rounds"), FinalMove("vm", "migration-0", "completed", "")
+    )  # fmt: skip
     assert last.bound == {("vm", "host-2"): False, ("busy", "host-1"): False}
     downtime = rows[0]["downtime_ns"] / 1e9
     assert last.last_downtimes == (LastDowntime("vm", "host-1", "host-2", downtime),)
@@ -101,6 +103,33 @@ def test_looking_changes_nothing_and_figures_add_up() -> None:
     assert rows[1]["expected_downtime_ns"] == pytest.approx(late.expected_downtime_s * 1e9, rel=0.05)
 
 
+def test_the_transfer_rate_is_what_the_link_carries_though_memory_goes_faster_where_it_is_compressed() -> None:
+    body = scenario(
+        vms=[group("vm", **IDLE, memory="512 MiB")], duration="8 s", migrations=[move()], fabric={"link": "1 Gb/s"},
+        migration={"zero_pages": 0.5},
+    )  # fmt: skip
+    seen, _ = play(body, looks=True)
+    assert {one.transfer_bytes_per_s for _, figures in seen for one in figures.moves} == {0.0, 125e6}
+
+
+def test_a_machine_that_is_throttled_is_slowed_by_that_and_by_what_the_dirty_log_takes() -> None:
+    seen, (row,) = play(
+        scenario(
+            vms=[group("vm", **BUSY, memory="512 MiB")], duration="14 s", migrations=[move()],
+            fabric={"link": "1 Gb/s"}, migration={"max_rounds": 9, "auto_converge": True, "downtime_limit": "30 ms"},
+            costs={"migration.dirty_fault_ns": 20_000},
+        ),
+        looks=True,
+    )  # fmt: skip
+    every = [one for _, figures in seen for one in figures.moves]
+    assert (row["outcome"], row["rounds"]) == ("round cap", 9)
+    assert {round(one.throttle_ratio, 6) for one in every} >= {0.0, 0.2, 0.3}
+    assert all(one.slowed_ratio > one.throttle_ratio for one in every if one.rounds)
+    assert {one.slowed_ratio for one in every if not one.rounds} == {0.0}
+    assert {one.sent_bytes["stop-and-copy"] for one in every} == {0}
+    assert every[-1].sent_bytes["pre-copy"] == every[-1].processed_bytes <= row["bytes"]
+
+
 def test_figures_of_a_machine_that_runs_ahead_are_of_what_is_still_to_come() -> None:
     """At 125 MB a second, but while its link is down."""
     down = {"kind": "link", "host": "host-1", "at": "3 s", "lasts": "2 s"}
@@ -121,6 +150,8 @@ def test_figures_of_a_machine_that_runs_ahead_are_of_what_is_still_to_come() -> 
             came = (at_ns - before_ns) * 125e6 / 1e9
             assert before.remaining_bytes - one.remaining_bytes == pytest.approx(came, abs=4096)
     paused = [one for at_ns, one in ahead if 3.1e9 < at_ns < 4.9e9]
+    assert {one.sent_bytes["stop-and-copy"] for _, one in ahead} == {row["final_bytes"]}
+    assert {one.sent_bytes["post-copy"] + one.remaining_bytes for _, one in ahead} == {row["post_copy_bytes"]}
     assert {one.dirty_bytes_per_s for _, one in ahead} == {0.0}, "nobody has looked at what it writes"
     assert {one.transfer_bytes_per_s for one in paused} == {0.0}
     (left,) = {one.remaining_bytes for one in paused}
@@ -143,10 +174,10 @@ def test_only_what_kubevirt_would_still_have_is_told() -> None:
     before = [figures for at_ns, figures in seen if at_ns < 25 * 10**9][-1]
     numbers = {vm: [row["migration"] for row in rows if row["vm"] == vm] for vm in outcomes}
     assert [one for one in before.final if one.vm == "vm"] == [
-        FinalMove("vm", f"migration-{number}", True) for number in numbers["vm"][-5:]
+        FinalMove("vm", f"migration-{number}", "completed", "") for number in numbers["vm"][-5:]
     ]
     assert [one for one in before.final if one.vm == "sealed"] == [
-        FinalMove("sealed", f"migration-{number}", False) for number in numbers["sealed"]
+        FinalMove("sealed", f"migration-{number}", "refused", "NEEDS_MIGRATION_AGENT") for number in numbers["sealed"]
     ]
     assert {one.vm for one in before.ended} == {"vm"}
     assert [refused for (vm, _), refused in before.bound.items() if vm == "sealed"] == [True]

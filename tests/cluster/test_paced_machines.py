@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.hand_over import Heard, Holding, Report
-from cluster.migration_port import MigrationPort
+from cluster.hand_over import Heard, Holding, Mine, Report
+from cluster.migration_port import MigrationPort, _Known
 from node.cost_table import load_cost_table
 from node.firmware_image import laboratory_image
 from node.generation import Generation
@@ -29,7 +29,8 @@ def port() -> tuple[MigrationPort, Host, list[tuple[str, tuple[object, ...]]]]:
     host.clock.env.run(until=10**6)
     said: list[tuple[str, tuple[object, ...]]] = []
     port = MigrationPort(host, lambda kind, fields: said.append((kind, fields)))
-    port._heard["vm"] = Heard(newest=4, started=STARTED)
+    known = port._known["vm"] = _Known()
+    known.mine = Mine(Holding.RUNS, -1, Heard(newest=4, started=STARTED))
     return port, host, said
 
 
@@ -63,7 +64,8 @@ def test_one_that_is_to_leave_again_and_one_that_is_gone_are_left_alone(
     port: tuple[MigrationPort, Host, list[tuple[str, tuple[object, ...]]]], holding: Holding
 ) -> None:
     one, host, said = port
-    one._moves["vm"] = holding, STARTED + 1
+    known = one._known["vm"]
+    known.mine = known.mine._replace(holding=holding, number=STARTED + 1)
     one.receive("stall", (STARTED, "vm", 10, 0.5, True))
     assert host.guests["vm"].throttle is None
     one.receive("stall", (STARTED, "another", 10, 0.5, True))

@@ -135,3 +135,20 @@ def test_the_host_found_is_the_one_that_a_scan_of_all_finds(hosts: list[HostAcco
                 fit.settle(wanted.name, moved=leaves)
         if leaves:
             fit.release(wanted.name)
+
+
+def test_what_a_machine_that_is_to_move_finds_too_little_of_is_named() -> None:
+    full = account("full", free_bytes=GIB // 2, free_vcpus=0.5)
+    none = account("none", free_asids={Generation.SEV: 0, Generation.SEV_SNP: 0})
+    fit = FirstFit((account("home"), full, none))
+    assert fit.place(guest("vm", Generation.SEV)) == "home"
+    assert fit.keep("vm", None, frozenset({"home"})) is None
+    assert fit.no_room("vm", None, frozenset({"home"})) == "no host has room: memory, vCPUs, ASIDs"
+    assert fit.no_room("vm", "full", frozenset({"home"})) == "no room on full: memory, vCPUs"
+    assert fit.no_room("vm", "none", frozenset({"home"})) == "no room on none: ASIDs"
+    assert fit.no_room("vm", None, frozenset({"home", "full"})) == "no host has room: ASIDs"
+    fit.close("none")
+    assert fit.no_room("vm", None, frozenset({"home", "full"})) == "no host has room", "nobody may be asked"
+    alone = FirstFit((account("home"),))
+    alone.place(guest("vm"))
+    assert alone.no_room("vm", None, frozenset()) == "no host has room"

@@ -372,9 +372,13 @@ def test_what_shows_only_when_a_fleet_is_laid_out_is_found_by_every_command_and_
     trace = f'[trace]\nsource = "{test_data / "trace"}"\nvms = 50\ngenerations = {{PLAIN = 1}}\n'
     found = {
         "short.toml": (GOOD + trace, "trace.vms: expected at most the 44 machines that the trace's window has, got 50"),
+        "brief.toml": (
+            GOOD.replace('"1 h"', '"9 min"') + "[trace]\nvms = 1\ngenerations = {PLAIN = 1}\ntime_scale = 2.0\n",
+            "duration: expected at least 10 min with a generated trace, got 9 min",
+        ),
         "full.toml": (GOOD + 'start = "running"\ncount = 99\n', "vms.db-63: expected a host with room at time zero"),
     }
     for file, (text, finding) in found.items():
         (folder / file).write_text(text, encoding="utf-8")
-        assert main([*command, file]) == 2
+        assert main([*command, file]) == 2, file
         assert lines_of_error(capsys)[-1].startswith(f"sevfleet: {file}: {finding}")

@@ -446,6 +446,11 @@ def test_an_agent_sends_nothing_under_an_older_firmware_and_takes_a_guest_that_c
     started(there, "old", "ledger", units=UNITS)
     run(there, 2_000_000)
     move(there, other, "old")
+    # Nor is it sent back there by a hypervisor that has its agent meet nobody anew.
+    gctx = other.hypervisor.launched("old").gctx
+    for order, *more in (("export",), ("export live",), ("vouch", bytes(32))):
+        with pytest.raises(LaunchRefused, match="no peer was met for this guest"):
+            other.tasks.at_once(order_agent(other.hypervisor, order, "old", gctx, *more))
     run(other)
     assert other.guests["old"].vcpus[0].registers.r13 == UNITS
 
@@ -533,7 +538,9 @@ def context(host, gctx):
 @pytest.mark.parametrize(
     "order",
     [b"", b"\xc1", packed(("hello", 1)), packed(("export", "vm", -1)), packed(("export", "vm", 1)),
-     packed(("import", "vm", 1 << 63, b"")), packed(("take back", "vm", 0)), packed(("meet", "vm", b"\x90", False))],
+     packed(("import", "vm", 1 << 63, b"")), packed(("take back", "vm", 0)), packed(("meet", "vm", b"\x90", False)),
+     packed(("export live", "vm", 1)), packed(("absorb", "vm", 1, b"")), packed(("absorb", "vm", -1, b"")),
+     packed(("vouch", "vm", 1, bytes(32))), packed(("vouch", "vm", 1, b"")), packed(("vouch", "vm", -1, bytes(32)))],
 )  # fmt: skip
 def test_an_agent_refuses_an_order_that_is_none_and_serves_the_next(agents_host, order):
     record = agents_host.hypervisor.launched(AGENT)

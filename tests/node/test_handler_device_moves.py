@@ -5,8 +5,6 @@ And above an SVSM by agents, too. Whatever ends a move, devices are trusted wher
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from test_departures_and_arrivals import stopped, until
 from test_device_moves import (
@@ -126,7 +124,7 @@ def test_a_move_that_fails_leaves_devices_trusted_at_the_source_and_none_at_the_
         there.clock.env.run(until=max(there.now_ns, here.now_ns) + 1)
     if step > 3:
         (name, header, _), *others = what.state.packets
-        spoilt = replace(what.state, packets=((name, header, bytes(4096)), *others))
+        spoilt = what.state._replace(packets=((name, header, bytes(4096)), *others))
         wrong = laid(there, "vm", what, spoilt if step > 4 else None)
         assert (wrong is None) == (step == 4)
     guest.devices_told = (Told.NOTHING, 0)

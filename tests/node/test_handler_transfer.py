@@ -531,6 +531,7 @@ def test_the_hypervisors_see_neither_a_page_nor_the_identity():
     "order",
     [b"", b"\xc1", packed(("hello", 1)), packed(("out", 1, ((-1, 2),))), packed(("out", 1, ((1,),))),
      packed(("meet", -1, b"", True, b"")), packed(("meet", 0, b"\x90", True, b"")), packed(("out", 1, ())),
+     packed(("meet", 0, b"\x90", True)), packed(("meet", 0, b"\x90", True, ())),
      packed(("in", (), (), b"", ())), packed(("in", ((1, b"", b""),), (), b"", ((0, 4096, False),)))],
 )  # fmt: skip
 def test_a_handler_refuses_an_order_that_is_none_and_serves_the_next(handlers_host, order):

@@ -12,7 +12,7 @@ from toy_guests import SECOND, make_host, run
 
 from cluster.agent_certificates import with_own_chain
 from node import handler_transfer
-from node.agent_messages import Hello, Voucher
+from node.agent_messages import AgentRefusal, Hello, Voucher
 from node.agent_transfer import AGENT, greet, order_agent
 from node.guest import GuestState
 from node.handler_transfer import handler_greets
@@ -214,6 +214,19 @@ def test_a_handler_believes_no_agent_but_its_own(ready, monkeypatch):
     assert (asked, here.guests["vm"].state) == (["vouch"], GuestState.RUNNING)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"\xc1", packed(1), packed((bytes(48), bytes(32), b"")), packed((bytes(47), bytes(32), b"", ())),
+     packed((bytes(48), bytes(33), b"", ())), packed((bytes(48), bytes(32), "", ())),
+     packed((bytes(48), bytes(32), b"", ("",)))],
+)  # fmt: skip
+def test_an_agent_s_word_that_is_malformed_is_refused(said):
+    with pytest.raises(AgentRefusal, match="the agent's word is malformed"):
+        Voucher.parse(said)
+    good = Voucher(bytes(48), bytes(32), b"report", (b"VCEK",))
+    assert Voucher.parse(good.pack()) == good
+
+
 def test_an_agent_that_began_after_a_guest_did_has_no_part_in_it(ready):
     here, there = ready
     assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
@@ -302,7 +315,7 @@ def test_what_an_agent_sealed_for_another_is_absorbed_by_nobody(on_its_way, expe
         (packed((identity, blob[:-1] + bytes([blob[-1] ^ 1]))), "not sealed by the peer"),
         (packed((identity[:-1] + bytes([identity[-1] ^ 1]), blob)), "not all that the peer sealed"),
     ):
-        state = dataclasses.replace(what.state, context=wrong or b"\0")
+        state = what.state._replace(context=wrong or b"\0")
         said = laid(there, "vm", what, state)
         assert (MigrationRefusal.HANDLER_REFUSES if why == "HANDLER_REFUSES" else why) in said
         there.arrivals.abandon("vm")

@@ -132,7 +132,7 @@ def swapped(state, one, other):
     """The pages of two save areas in each other's places."""
     areas = list(state.sealed_areas)
     areas[one], areas[other] = (*areas[one][:2], areas[other][2]), (*areas[other][:2], areas[one][2])
-    return dataclasses.replace(state, sealed_areas=tuple(areas))
+    return state._replace(sealed_areas=tuple(areas))
 
 
 def said(state, number, **change):
@@ -140,7 +140,7 @@ def said(state, number, **change):
     areas = list(state.sealed_areas)
     name, header, page = areas[number]
     areas[number] = name, dataclasses.replace(MovedArea.parse(header), **change).pack(), page
-    return dataclasses.replace(state, sealed_areas=tuple(areas))
+    return state._replace(sealed_areas=tuple(areas))
 
 
 SPOILT = {
@@ -187,7 +187,7 @@ def test_a_guest_without_an_svsm_has_one_save_area_for_each_vcpu():
     assert areas_in(state, 1, levels=True) == areas
     with pytest.raises(LaunchRefused, match="expected one of VMPL0 for each vCPU"):
         areas_in(state, 1, levels=False)
-    assert areas_in(dataclasses.replace(state, sealed_areas=packets[:1]), 1, levels=False) == areas[:1]
+    assert areas_in(state._replace(sealed_areas=packets[:1]), 1, levels=False) == areas[:1]
 
 
 def test_each_save_area_goes_out_as_a_vmsa_page(on_its_way, monkeypatch):

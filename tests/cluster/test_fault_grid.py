@@ -1,0 +1,68 @@
+"""Each fault at each point of a move, for every way to move: wherever it comes, the VM is whole and in one place."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from cluster import hand_over
+from cluster.bench import fault_grid, faults
+from cluster.bench.fault_grid import FAULTS, GENERATIONS, Cell
+from cluster.hand_over import Event, Phase
+
+SWITCH_OVER = ["paused", "stopped", "sent", "committed"]
+ROUNDS = ["setup", "first round", "later rounds"]
+POINTS = {
+    "SEV_SNP": ["setup", *SWITCH_OVER, "destination"],
+    "SEV_TIO": ["setup", *SWITCH_OVER, "destination"],
+    "PLAIN by post-copy": ["setup", *SWITCH_OVER, "draining", "destination"],
+}
+
+
+@pytest.fixture(scope="module")
+def firmware(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return faults.small_firmware(tmp_path_factory.mktemp("firmware"))
+
+
+@cache
+def cells(way: str, firmware: Path) -> list[Cell]:
+    return list(fault_grid.cells(way, firmware))
+
+
+def found(one: Cell, firmware: Path, seed: int = 1) -> str | None:
+    return faults.judged(fault_grid.schedule(one, firmware, seed))[0]
+
+
+@pytest.mark.parametrize("way", GENERATIONS)
+def test_a_move_has_these_points_and_every_fault_comes_at_each(way: str, firmware: Path) -> None:
+    points = POINTS.get(way, [*ROUNDS, *SWITCH_OVER, "destination"])
+    assert [(one.point, one.fault) for one in cells(way, firmware)] == [
+        (point, fault) for point in points for fault in FAULTS
+    ]
+    assert all(one.from_ns < one.to_ns for one in cells(way, firmware))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_happens_wherever_a_plain_vm_is_whole_and_in_one_place(fault: str, firmware: Path) -> None:
+    for one in cells("PLAIN", firmware):
+        if one.fault == fault:
+            assert found(one, firmware) is None, one
+
+
+@pytest.mark.parametrize("way", [way for way in GENERATIONS if way != "PLAIN"])
+def test_so_is_one_that_moves_another_way(way: str, firmware: Path) -> None:
+    """Each fault once, each at another point; ``sevfleet bench faults`` has all of them at all."""
+    every = cells(way, firmware)
+    points = len(every) // len(FAULTS)
+    for number in range(0, len(FAULTS), 3 if way == "SEV_TIO" else 1):
+        one = every[number % points * len(FAULTS) + number]
+        assert found(one, firmware) is None, one
+
+
+def test_a_control_plane_that_takes_a_decision_back_is_found(firmware: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives up a move that it has committed, because it hears nothing of the target, which has started the VM."""
+    where = "nobody hears anything", "committed"
+    (one,) = [one for one in cells("PLAIN", firmware) if (one.fault, one.point) == where]
+    unsafe = {**hand_over.AUTHORITY, (Phase.COMMITTED, Event.FAILED): hand_over.AUTHORITY[Phase.PRE, Event.FAILED]}
+    monkeypatch.setattr("cluster.live_migration.AUTHORITY", unsafe)
+    assert "2 hosts ran it at once" in {found(one, firmware, seed) for seed in range(6)}
