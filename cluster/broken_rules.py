@@ -20,15 +20,6 @@ def broken_promise(name: str, message: Message, promise_ns: int) -> ProtocolViol
     )
 
 
-def spoke_too_soon(message: Message, promise_ns: int, acted_ns: int) -> ProtocolViolationError:
-    """A message is earlier than was promised, or not later than what the control plane has done already."""
-    if message.time_ns < promise_ns:
-        return broken_promise(message.sender, message, promise_ns)
-    return ProtocolViolationError(
-        f"{message.sender}: sent at {message.time_ns} ns, but the control plane has acted at {acted_ns} ns"
-    )
-
-
 def undercut(message: Message, now_ns: int) -> ProtocolViolationError:
     """The control plane's mail would reach a host sooner than anything may."""
     return ProtocolViolationError(

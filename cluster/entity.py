@@ -37,13 +37,10 @@ class Advance(NamedTuple):
     ``reached_ns`` is the horizon when all its events before it are done, else
     the time it got to when its budget of events ran out.
     ``next_event_ns`` is the time of its next local event (``NEVER`` if none).
-    ``earliest_output_ns`` is a promise: no message of this entity will carry an
-    earlier sending time, unless a message is delivered to it first.
     """
 
     reached_ns: int
     next_event_ns: int
-    earliest_output_ns: int
     events: int
     outputs: tuple[Message, ...] = ()
 
@@ -68,7 +65,7 @@ class Entity(Protocol):
         """Time of the next local event or delivery, ``NEVER`` if none."""
 
     def earliest_output_ns(self) -> int:
-        """The promise of ``Advance.earliest_output_ns`` as it stands now."""
+        """A promise: no message of it will carry an earlier sending time, unless a message is delivered to it first."""
 
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
         """Close the books at ``end_ns`` and return rows by table name (msgpack-able values)."""

@@ -119,6 +119,10 @@ class HostEntity:
         """Takes a message for later."""
         self.advance = self._inbox.advance
         """Does the events before a horizon."""
+        self.next_event_ns = self._inbox.next_event_ns
+        """Time of the next event or delivery."""
+        self.earliest_output_ns = self._inbox.earliest_output_ns
+        """Of the first mail that is still to be opened, or what the host promises to say first."""
         self._sequence = 0
         self._kinds = {
             "launch": self._launch, "destroy": self._destroy, "frames": self._frames,
@@ -144,14 +148,6 @@ class HostEntity:
     def events(self) -> int:
         """Events that it has done so far."""
         return self._inbox.events
-
-    def next_event_ns(self) -> int:
-        """Time of the next event or delivery."""
-        return self._inbox.next_event_ns
-
-    def earliest_output_ns(self) -> int:
-        """The first mail that is still to be opened, or what the host promises to say first."""
-        return self._inbox.earliest_output_ns
 
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
         """Close the books at ``end_ns``; rows by table. A log is one row, its records packed."""

@@ -48,15 +48,13 @@ class Inbox:
         """Time of the first message that has not taken effect yet."""
         return self._waiting[0].time_ns if self._waiting else NEVER
 
-    @property
     def next_event_ns(self) -> int:
         """Time of the next message or local event, ``NEVER`` if there is none."""
         return min(self.next_ns, int(self._queue[0][0]) if self._queue else NEVER)
 
-    @property
     def earliest_output_ns(self) -> int:
         """The first message that is still to be opened, which may be answered at once, or what is promised."""
-        return min(self.next_ns, self._promise(self.next_event_ns))
+        return min(self.next_ns, self._promise(self.next_event_ns()))
 
     def deliver(self, message: Message) -> None:
         """Take a message for later. Raises ProtocolViolationError for one from the past."""
@@ -70,17 +68,15 @@ class Inbox:
         env, waiting, queue, outbox = self._env, self._waiting, self._queue, self._outbox
         mail_ns: int = waiting[0].time_ns if waiting else NEVER
         local_ns: Any = queue[0][0] if queue else NEVER  # Whole numbers, which SimPy's types do not know.
-        outputs: tuple[Message, ...] = ()
+        next_ns = mail_ns if mail_ns < local_ns else local_ns
         done = 0
-        while done < event_budget:
+        while next_ns < horizon_ns and done < event_budget:
             if mail_ns <= local_ns:
-                if mail_ns >= horizon_ns:
-                    break
-                env._now = now = mail_ns  # noqa: SLF001 - nothing is planned before; an event would say the same
-                while mail_ns == now:
+                env._now = mail_ns  # noqa: SLF001 - nothing is planned before; an event would say the same
+                while mail_ns == next_ns:
                     self._receive(heappop(waiting))
                     mail_ns = waiting[0].time_ns if waiting else NEVER
-            elif local_ns < horizon_ns:
+            else:
                 # What ``env.step`` does, without a call for each event.
                 env._now, _, _, event = heappop(queue)  # noqa: SLF001 - as above
                 callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]  # as it does itself
@@ -88,20 +84,12 @@ class Inbox:
                     callback(event)
                 if not event._ok:  # noqa: SLF001 - as above
                     raise event._value  # noqa: SLF001 - an error where there is no value
-            else:
-                break
-            local_ns = queue[0][0] if queue else NEVER
             done += 1
+            local_ns = queue[0][0] if queue else NEVER
+            next_ns = mail_ns if mail_ns < local_ns else local_ns
         self.events += done
-        next_ns = mail_ns if mail_ns < local_ns else local_ns
-        promise_ns = self._promise(next_ns)
+        said: tuple[Message, ...] = ()
         if outbox:
-            outputs = tuple(outbox)
+            said = tuple(outbox)
             outbox.clear()
-        return _new(Advance, (
-            next_ns if next_ns < horizon_ns else horizon_ns,
-            next_ns,
-            promise_ns if promise_ns < mail_ns else mail_ns,
-            done,
-            outputs,
-        ))  # fmt: skip
+        return _new(Advance, (next_ns if next_ns < horizon_ns else horizon_ns, next_ns, done, said))

@@ -40,6 +40,7 @@ Wire = Callable[[str, tuple[bytes, ...]], tuple[bytes, ...]]
 
 
 _RELIABLE = Patience()
+_NO_POST_COPY = ", and post-copy is not for memory that firmware carries"
 _LEAST_RATIO = 1e-6
 """Of bytes on the wire to bytes of memory, so that one can be told from the other."""
 _cap_of = IdentityCache[PrecopySettings, float](lambda settings: settings.cap_bytes_per_s)
@@ -330,7 +331,8 @@ class LiveMigrations:
         elif verdict is Verdict.STALLED:
             self.fail(one, Outcome.TIMED_OUT, now_ns, f"no progress, {one.precopy.how_far}")
         else:
-            self.fail(one, Outcome.ROUND_CAP, now_ns, one.precopy.how_far)
+            wished = verdict is Verdict.GO_AHEAD
+            self.fail(one, Outcome.ROUND_CAP, now_ns, one.precopy.how_far + _NO_POST_COPY * wished)
 
     def on_deadline(self, one: Migration, _: Phase, now_ns: int) -> None:
         """The copying has taken as long as it may."""
@@ -339,7 +341,8 @@ class LiveMigrations:
             return
         one.ahead = self.settings.at_timeout is RoundCap.POST_COPY and not one.platforms
         if self.settings.at_timeout is not RoundCap.STOP and not one.ahead:
-            self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over")
+            wished = self.settings.at_timeout is RoundCap.POST_COPY
+            self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over" + _NO_POST_COPY * wished)
             return
         if not agents:
             break_round_off(self, one, now_ns)

@@ -50,6 +50,7 @@ class MoveFigures:
     dirty_bytes_per_s: float
     """Distinct bytes that the last round found written, over its time."""
     transfer_bytes_per_s: float
+    """What the network carries for it, as QEMU counts its throughput and KubeVirt passes it on."""
     rounds: int
     throttle_ratio: float
     slowed_ratio: float
@@ -257,7 +258,7 @@ def _move(live: LiveMigrations, one: Migration, now_ns: int) -> MoveFigures:
     left = _left(one)
     if one.flows:
         now_bytes = round(live.fabric.moved(one.number, now_ns) / one.wire_ratio)
-        rate = live.fabric.rate(one.number) / one.wire_ratio
+        rate = live.fabric.rate(one.number)
     dirty = rounds[-1].dirty_bytes_per_s if rounds else 0.0
     began_ns = one.precopy.began_copying_ns
     sent = _sent(one, now_bytes)

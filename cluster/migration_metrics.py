@@ -46,7 +46,9 @@ _KUBEVIRT: Mapping[str, tuple[_Family, str, Callable[[MoveFigures], float]]] = {
     "dirty_memory_rate_bytes": (
         GaugeMetricFamily, "Distinct bytes written a second.", lambda one: one.dirty_bytes_per_s
     ),
-    "memory_transfer_rate_bytes": (GaugeMetricFamily, "Memory sent a second.", lambda one: one.transfer_bytes_per_s),
+    "memory_transfer_rate_bytes": (
+        GaugeMetricFamily, "Bytes on the wire a second.", lambda one: one.transfer_bytes_per_s
+    ),
 }  # fmt: skip
 """By name; that of a counter gets its ``_total`` from the client."""
 _UNSET = "unset"

@@ -80,7 +80,7 @@ class RestingHost:
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``, of which there are none while it rests."""
         if self._real is None:
-            return Advance(horizon_ns, NEVER, NEVER, 0)
+            return Advance(horizon_ns, NEVER, 0)
         return self._real.advance(horizon_ns, event_budget)
 
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:

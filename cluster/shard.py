@@ -83,9 +83,7 @@ class Shard:
             # One entity after another, not slice about: what an entity needs is in the processor's caches.
             while True:
                 left = event_budget - done
-                reached_ns, first_ns, next_promise_ns, events, said = entity.advance(
-                    horizon_ns, min(left, slices.events)
-                )  # fmt: skip
+                reached_ns, first_ns, events, said = entity.advance(horizon_ns, min(left, slices.events))
                 if events == 0 or reached_ns > horizon_ns:
                     raise wrong_advance(name, events, horizon_ns, reached_ns)
                 done += events
@@ -94,7 +92,7 @@ class Shard:
                         if message[0] < promise_ns:
                             raise broken_promise(name, message, promise_ns)
                     outputs += said
-                promise_ns = next_promise_ns
+                promise_ns = entity.earliest_output_ns()
                 following.put(name, first_ns)
                 promises.put(name, max(first_ns, promise_ns))  # As ``_note`` does.
                 before_s, now_s = now_s, clock()

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
-from cluster.broken_rules import spoke_too_soon, stood_still, wrong_advance, wrong_mail
+from cluster.broken_rules import broken_promise, stood_still, wrong_advance, wrong_mail
 from cluster.entity import NEVER, ControlPlane, Entity, Message
 from cluster.slices import CALL_S, Slices
 
 _PART = 8
-"""How many promises are looked at, on average, for each time that one goes on."""
+"""How many promises are looked at, on average, for each time that one goes on; the other way round in a busy fleet."""
 _ACTS = 16
 """Of how many acts of the control plane one is timed."""
 
@@ -44,18 +44,20 @@ class Together:
         self._clock = clock
         self._slices = Slices()
         self._next = [entity.next_event_ns() for entity in self._entities]
-        self._promises = [max(entity.next_event_ns(), entity.earliest_output_ns()) for entity in self._entities]
-        self._promised_ns = min(self._promises, default=NEVER)
-        """By all, when somebody last looked, or later."""
+        self._promises = [entity.earliest_output_ns() for entity in self._entities]
+        """Of each, as it was when somebody last looked: it binds until mail comes."""
+        self._promised_ns = min(map(max, self._promises, self._next), default=NEVER)
+        """By all."""
         self._first = [(time_ns, number) for number, time_ns in enumerate(self._next) if time_ns != NEVER]
         self._first.append((NEVER, len(self._next)))  # Nobody's, so that there is always a first.
         self._next.append(NEVER)
         heapify(self._first)
         self._heard: list[Message] = []
         """What hosts have said and the control plane has not acted on: a heap."""
-        self._acted_ns = -1
-        """When the control plane acted last."""
-        self._often = self._patience = 1 + len(entities) // _PART
+        self._moved: list[int] = []
+        """Who has gone on since then."""
+        self._soon, self._seldom = 1 + len(entities) // _PART, 1 + len(entities) * _PART
+        self._often = self._soon
         """How often one may go on before somebody looks again."""
         self._furthest_ns = 0
         """To where any went."""
@@ -73,24 +75,23 @@ class Together:
         Raises ProtocolViolationError for mail to nobody, or from the past, and where anybody breaks a promise.
         """
         entities, numbers, following, first = self._entities, self._numbers, self._next, self._first
-        heard, promises, promised_ns, patience = self._heard, self._promises, self._promised_ns, self._patience
+        heard, promises, promised_ns, moved = self._heard, self._promises, self._promised_ns, self._moved
         end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
         furthest_ns, windows, window_ns = self._furthest_ns, self.windows, self._window_ns
-        acted_ns, events, acts = self._acted_ns, 0, 0
+        events = acts = 0
         began_s = sliced_s = before_s = now_s = clock()
         end_s = now_s + CALL_S
+        until_ns = end_ns  # Nowhere, once this call has taken long enough.
         # Wall time is looked at after so many events, and around one in so many acts, which stands for the others.
-        left, every = slices.events, 1 if until_acted else _ACTS
-        untimed = every
+        left = given = slices.events
+        untimed = every = 1 if until_acted else _ACTS
         while True:
             next_ns, number = first[0]
             if following[number] != next_ns:
                 heappop(first)
                 continue
             silent_ns = next_ns if next_ns > promised_ns else promised_ns
-            if acts_ns < silent_ns and acts_ns < end_ns:
-                if now_s >= end_s:
-                    break
+            if acts_ns < silent_ns and acts_ns < until_ns:
                 acted_ns, acts, untimed = acts_ns, acts + 1, untimed - 1
                 messages = []
                 while heard and heard[0].time_ns == acted_ns:
@@ -102,6 +103,8 @@ class Together:
                     now_s = clock()
                     took_s = every * (now_s - before_s)
                     began_s, sliced_s, untimed = began_s + took_s, sliced_s + took_s, every
+                    if until_acted or now_s >= end_s:
+                        until_ns = -1
                 if acts_ns <= acted_ns:
                     raise stood_still(acted_ns)
                 if heard and heard[0].time_ns < acts_ns:
@@ -116,12 +119,10 @@ class Together:
                         heappush(first, (time_ns, to))
                     if time_ns < promises[to]:
                         promises[to] = time_ns
-                        if time_ns < promised_ns:
-                            promised_ns = time_ns
-                if until_acted:
-                    end_s = now_s
+                    if time_ns < promised_ns:
+                        promised_ns = time_ns
                 continue
-            if next_ns >= end_ns or now_s >= end_s:
+            if next_ns >= until_ns:
                 break
             horizon_ns = silent_ns + lookahead_ns
             if horizon_ns > end_ns:
@@ -133,40 +134,54 @@ class Together:
             entity = entities[number]
             while True:
                 # One entity after another, not slice about: what an entity needs is in the processor's caches.
-                reached_ns, next_ns, promise_ns, done, said = entity.advance(horizon_ns, left)
+                reached_ns, next_ns, done, said = entity.advance(horizon_ns, left)
                 if not done or reached_ns > horizon_ns:
                     raise wrong_advance(entity.name, done, horizon_ns, reached_ns)
                 for message in said:
                     time_ns = message.time_ns
-                    if time_ns < promises[number] or time_ns <= acted_ns:
-                        raise spoke_too_soon(message, promises[number], acted_ns)
+                    if time_ns < promises[number]:
+                        raise broken_promise(entity.name, message, promises[number])
                     heappush(heard, message)
                     if time_ns < acts_ns:
                         acts_ns = time_ns
-                # Nothing is said without an event.
-                promises[number] = next_ns if next_ns > promise_ns else promise_ns
-                events += done
+                following[number] = next_ns
                 left -= done
                 if left > 0:
                     break
                 now_s = clock()
                 slices.learn(now_s - sliced_s)
-                left, sliced_s = slices.events, now_s
-                if next_ns >= horizon_ns or now_s >= end_s:
+                events, given, sliced_s = events + given - left, slices.events, now_s
+                left = given
+                if len(moved) >= self._often:
+                    promised_ns = self._look(next_ns)
+                if now_s >= end_s:
+                    until_ns = -1
                     break
-            following[number] = next_ns
+                if next_ns >= horizon_ns:
+                    break
+            moved.append(number)
             if next_ns == NEVER:
                 heappop(first)
             else:
                 heapreplace(first, (next_ns, number))
-            patience -= 1
-            if not patience:
-                # Quiet fleets go far on what all promise, and looking at that now and then costs others little.
-                patience, promised_ns = self._often, min(promises)
-        self._acted_ns, self._patience, self._promised_ns = acted_ns, patience, promised_ns
-        self._furthest_ns, self.windows, self._window_ns = furthest_ns, windows, window_ns
+        self._promised_ns, self._furthest_ns = promised_ns, furthest_ns
+        self.windows, self._window_ns = windows, window_ns
         self.busy_s += max(0.0, clock() - began_s)
-        return Stretch(events, acts, next_ns, acts_ns)
+        return Stretch(events + given - left, acts, next_ns, acts_ns)
+
+    def _look(self, first_ns: int) -> int:
+        """What all promise; each who has moved since the last look is asked.
+
+        Quiet fleets go far on that. Where it is no later than what comes first it helps nobody, and is looked at half
+        as often from then on.
+        """
+        promises = self._promises
+        for number in set(self._moved):
+            promises[number] = max(promises[number], self._entities[number].earliest_output_ns())
+        self._moved.clear()
+        promised_ns = min(map(max, promises, self._next))  # Nothing is said without an event.
+        self._often = min(2 * self._often, self._seldom) if promised_ns <= first_ns else self._soon
+        return promised_ns
 
     def level(self, reached_ns: int) -> int:
         """Have all go as far as any went, if that does not take longer than a call may; how far all are then.
@@ -179,7 +194,7 @@ class Together:
         for number, entity in enumerate(self._entities):
             next_ns = self._next[number]
             while next_ns < reached_ns or (next_ns < target_ns and self._clock() < end_s):
-                came_ns, next_ns, _, events, _ = entity.advance(target_ns, self._slices.events)
+                came_ns, next_ns, events, _ = entity.advance(target_ns, self._slices.events)
                 if not events:
                     raise wrong_advance(entity.name, events, target_ns, came_ns)
             self._next[number] = next_ns

@@ -48,7 +48,10 @@ Shown = Callable[[str | None, bytes], None]
 """The same, and the certificates of the platform where its firmware is to receive the VM."""
 
 
-_LIVES = (GuestState.RUNNING, GuestState.PAUSED)
+_ARRIVING, _RUNNING, _PAUSED = GuestState.ARRIVING, GuestState.RUNNING, GuestState.PAUSED
+_PLAIN, _OUT, _CAME = Generation.PLAIN, VcpuState.PAUSED, HostEvent.ARRIVED
+"""As in ``node.vcpu_runner``, lest each move looks them up in their enumerations."""
+_LIVES = (_RUNNING, _PAUSED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +92,21 @@ class Arrivals:
         """Keep a place: frames of memory, the nested page table over them, and an ASID for who needs one."""
         host = self._host
         before = host.guests.get(spec.name)
-        if before is not None and before.state is GuestState.ARRIVING and before.unwanted:
+        if before is not None and before.state is _ARRIVING and before.unwanted:
             self._next[spec.name] = (spec, told)  # What was kept for it before is still being given back.
             return
         host.check_name(spec.name)
         host.departures.chains.pop(spec.name, None)
-        guest = Guest(spec, host.clock.now_ns, state=GuestState.ARRIVING)
+        guest = Guest(spec, host.clock.now_ns, state=_ARRIVING)
         host.guests[spec.name] = guest
         host.want_certificates(spec)
-        host.tasks.promise(guest, host.clock.now_ns)
-        if spec.generation is Generation.PLAIN and not (spec.disk or spec.network or spec.devices):
+        if spec.generation is _PLAIN and not (spec.disk or spec.network or spec.devices):
             host.board.unlaid.expect(spec.name)
+            if spec.name not in host.tasks.promises and host.unlaid_moves.receive(guest):
+                self._is_ready(guest)
+                told(None, b"")
+                return
+        host.tasks.promise(guest, host.clock.now_ns)
 
         def refused(refusal: LaunchRefused) -> None:
             del host.guests[spec.name]
@@ -109,18 +116,20 @@ class Arrivals:
 
         def ready(shown: object) -> None:
             assert isinstance(shown, bytes)
-            self._ready.add(spec.name)
-            if not (spec.generation in SEALED or spec.migration_agent or spec.migration_handler):
-                host.streams.begin(spec.name)
-                host.clock.settle()
+            self._is_ready(guest)
             host.tasks.when_due(guest, lambda: told(None, shown))
             if guest.unwanted:
                 self._give_back(guest)
 
-        if host.unlaid_moves.receive(guest):
-            ready(b"")
-            return
         host.tasks.run(host.with_disk(spec, host.hypervisor.receive(spec.machine)), guest, ready, refused)
+
+    def _is_ready(self, guest: Guest) -> None:
+        """A place is kept; the stream to it begins, where that loads the host."""
+        host, spec = self._host, guest.spec
+        self._ready.add(spec.name)
+        if not (spec.generation in SEALED or spec.migration_agent or spec.migration_handler):
+            host.streams.begin(spec.name)
+            host.clock.settle()
 
     def open(self, name: str, session: bytes, told: Told) -> None:
         """Have firmware take what the source's has sealed for it."""
@@ -232,7 +241,7 @@ class Arrivals:
     def slow(self, name: str, standing_still: float) -> None:
         """Have the vCPUs of one that has come stand still for a share of their time, 0 for none: they await pages."""
         guest = self._host.guests[name]
-        if guest.state is GuestState.RUNNING:
+        if guest.state is _RUNNING:
             self._host.contention.advance(self._host.clock.now_ns)
             throttle = Throttle(standing_still, 0.0) if standing_still else None
             slow_down(self._host.vcpus, guest, throttle, self._host.clock.now_ns)
@@ -242,7 +251,7 @@ class Arrivals:
         """The VM does not come: give its place back. Does nothing for one that is not awaited."""
         host = self._host
         guest = host.guests.get(name)
-        if guest is None or guest.state is not GuestState.ARRIVING:
+        if guest is None or guest.state is not _ARRIVING:
             return
         if guest.unwanted and self._next.pop(name, None) is not None:
             return
@@ -295,15 +304,15 @@ class Arrivals:
     def _start(self, guest: Guest, entered: Entered, state: VmState, books: GuestBooks) -> None:
         host = self._host
         name = guest.spec.name
-        guest.state = GuestState.PAUSED
+        guest.state = _PAUSED
         self._ready.discard(name)
         host.log.enter(name, books.chain)
         host.put_up(guest, entered, state.reset_rips)
         books.open(guest)
         for vcpu, started in zip(guest.vcpus, state.started, strict=True):
             if started:
-                vcpu.state = VcpuState.PAUSED  # Its registers are loaded when it goes on.
+                vcpu.state = _OUT  # Its registers are loaded when it goes on.
             else:
                 host.vcpus.load(vcpu)
-        host.chain.record_octets(host.clock.now_ns, HostEvent.ARRIVED, name.encode())
+        host.chain.record_octets(host.clock.now_ns, _CAME, name.encode())
         host.resume(name)

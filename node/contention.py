@@ -102,14 +102,16 @@ class _Alike:
     )  # fmt: skip
 
     def __init__(self, load: PhaseLoad, slowing: float, latency_ns: float) -> None:
-        core_ns = load.core_ns + load.pipeline_ns * slowing if slowing else load.core_ns
-        cap, rate = load.cap_per_ns or _NO_CAP, 1.0 / (load.miss * latency_ns + core_ns)
+        core_ns, miss, traffic_bytes, cap, pipeline_ns, *_ = load
+        if slowing:
+            core_ns += pipeline_ns * slowing
+        cap = cap or _NO_CAP
         self.load = load
         self.cap = cap
-        self.rate = min(rate, cap)
-        self.now = core_ns, load.miss, load.traffic_bytes
+        self.rate = min(1.0 / (miss * latency_ns + core_ns), cap)
+        self.now = core_ns, miss, traffic_bytes
         """c, m and bytes per instruction as they are among the present neighbours."""
-        self.capped_to_ns = _capped_to(cap, core_ns, load.miss)
+        self.capped_to_ns = _capped_to(cap, core_ns, miss)
         """The DRAM latency up to which nothing but its cap holds it, with a thread of its own."""
         self.share = self.crowding = 1.0
         """Of a thread; and misses as a multiple of those without neighbours."""
@@ -209,7 +211,8 @@ class Contention:
     def stop(self, slot: int) -> PhaseAccount:
         """Take a phase out, finished or not. Call ``solve`` afterwards."""
         alike, end, instructions, waited_before, started_ns, slowed_before, crowded_before = self._phases.pop(slot)
-        ends, load = alike.ends, alike.load
+        ends = alike.ends
+        core_ns, miss, _, cap, pipeline_ns, miss_ns, misses, _ = alike.load
         if ends[0][1] == slot:
             heappop(ends)
         else:
@@ -217,20 +220,21 @@ class Contention:
             heapify(ends)
         alike.count -= 1
         if not ends:
-            del self._loads[load]
-            if load.misses is not None:
+            del self._loads[alike.load]
+            if misses is not None:
                 self._crowdable -= 1
         remaining = end - alike.retired
         if remaining < 0.0:  # noqa: PLR1730 - a call costs as much as the rest
             remaining = 0.0
         done = instructions - remaining
-        loaded = (alike.waited - waited_before) * load.miss
+        idle = self._idle_latency_ns
+        loaded = (alike.waited - waited_before) * miss
         elapsed = self._now_ns - started_ns
-        smt = (alike.slowed - slowed_before) * load.pipeline_ns
-        llc = (alike.crowded - crowded_before) * load.miss * (self._idle_latency_ns + load.miss_ns)
-        busy = done * (load.core_ns + load.miss * self._idle_latency_ns) + loaded + smt + llc
+        smt = (alike.slowed - slowed_before) * pipeline_ns
+        llc = (alike.crowded - crowded_before) * miss * (idle + miss_ns)
+        busy = done * (core_ns + miss * idle) + loaded + smt + llc
         self.busy_thread_ns += busy
-        waited = elapsed - (max(busy, done / load.cap_per_ns) if load.cap_per_ns else busy)
+        waited = elapsed - (max(busy, done / cap) if cap else busy)
         if waited < 0.0:  # noqa: PLR1730 - as above
             waited = 0.0
         return _tuple(PhaseAccount, (done, remaining, elapsed, loaded, waited, smt, llc))

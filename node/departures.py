@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from node.host import Host
 
 
+_RUNNING, _PAUSED, _DEPARTED = GuestState.RUNNING, GuestState.PAUSED, GuestState.DEPARTED
+_WAITING, _LEFT = VcpuState.WAITING, HostEvent.DEPARTED
+"""As in ``node.vcpu_runner``, lest each move looks them up in their enumerations."""
 _new = tuple.__new__
 """Makes a named tuple without the call of Python's that its class would add."""
 
@@ -181,7 +184,7 @@ class Departures:
         """Have its vCPUs stand still for a share of their time, and write no more than so much each (0: no limit)."""
         departure = self.under_way[name]
         guest = departure.guest
-        if guest.state is GuestState.RUNNING:
+        if guest.state is _RUNNING:
             now_ns = self._host.clock.now_ns
             self._host.contention.advance(now_ns)
             departure.rates.begin_anew(now_ns)
@@ -209,10 +212,10 @@ class Departures:
         def parked() -> None:
             nonlocal parked_ns
             parked_ns = self._host.clock.now_ns
-            if guest.state is not GuestState.PAUSED:
+            if guest.state is not _PAUSED:
                 done(None)
                 return
-            started = tuple([vcpu.state is not VcpuState.WAITING for vcpu in guest.vcpus])
+            started = tuple([vcpu.state is not _WAITING for vcpu in guest.vcpus])
             if not self._host.unlaid_moves.export(guest, started, read, refused):
                 export = self._host.hypervisor.export(name, started, guest.boot_rips)
                 self._host.tasks.run(export, guest, read, refused, paid=True)
@@ -233,7 +236,7 @@ class Departures:
             unsent = self._host.tasks.uncopied(name)
             done(_new(Stopped, (state, GuestBooks.of(guest, departure.chain), written, parked_ns, unsent)))
 
-        if guest.state is GuestState.RUNNING:
+        if guest.state is _RUNNING:
             self._host.pause(name, parked)
         else:
             done(None)
@@ -256,11 +259,11 @@ class Departures:
         def goes_on(_: object = None) -> None:
             if chain is not None and self.chains.pop(name, None) is not None:
                 self._host.log.enter(name, chain)
-            if guest.state is GuestState.PAUSED:
+            if guest.state is _PAUSED:
                 self._host.resume(name)
 
         by_another = guest.spec.migration_agent or guest.spec.migration_handler
-        if by_another and guest.state is GuestState.PAUSED and departure.sealed:
+        if by_another and guest.state is _PAUSED and departure.sealed:
             # Its agent has taken it out of the firmware, or is about to: there is nothing yet to go on with.
             departure.sealed = False
 
@@ -297,7 +300,7 @@ class Departures:
         self.chains.pop(name, None)
         guest = departure.guest
         host.vcpus.let_go(guest)
-        guest.state = GuestState.DEPARTED
+        guest.state = _DEPARTED
         # Its books and what they follow from are the next host's.
         for vcpu in guest.vcpus:
             vcpu.instructions, vcpu.moved_instructions, vcpu.phases = {}, {}, {}  # Void timers still hold the vCPU.
@@ -323,7 +326,7 @@ class Departures:
         host.interrupts.release_all(name)
         if guest.spec.network or guest.spec.devices:
             host.network.unplug(guest)
-        host.chain.record_octets(host.clock.now_ns, HostEvent.DEPARTED, name.encode())
+        host.chain.record_octets(host.clock.now_ns, _LEFT, name.encode())
         host.board.residents.leave(name)
 
     def finish(self, name: str) -> None:
@@ -374,7 +377,7 @@ class Departures:
             return MigrationRefusal.NETWORK_CARD
         if guest.spec.name in self.under_way:
             return MigrationRefusal.UNDER_WAY
-        return None if guest.state is GuestState.RUNNING else MigrationRefusal.NOT_RUNNING
+        return None if guest.state is _RUNNING else MigrationRefusal.NOT_RUNNING
 
     def _changed(self, departure: _Departure) -> None:
         if departure.look_at_ns < 0:

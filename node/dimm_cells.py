@@ -202,7 +202,10 @@ class DimmCells:
 
     def keep_blank(self, spa: int, length: int, touch: Touch) -> bool:
         """``keep`` a range of whole pages of memory, if nobody has written there since it was cleared, or keeps it."""
-        if not self.is_blank(spa, length):
+        # As ``is_blank``, of memory in which mostly nothing was laid.
+        if self._laid.starts and not self._laid.is_gap(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES):
+            return False
+        if self._written and self._any_written(spa, length):
             return False
         if self._watched:
             if self._kept.meets(spa, length):
@@ -232,8 +235,9 @@ class DimmCells:
 
     def is_blank(self, spa: int, length: int) -> bool:
         """Whether a range of whole pages is as it was when memory was cleared: nobody has written there since."""
-        gap = self._laid.is_gap(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)
-        return gap and not (self._written and self._any_written(spa, length))
+        if self._laid.starts and not self._laid.is_gap(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES):
+            return False
+        return not (self._written and self._any_written(spa, length))
 
     def touch(self, spa: int, length: int) -> None:
         """Tell the owners of kept ranges of an access that is about to come. Raises MachineCheck."""
@@ -459,7 +463,8 @@ class DimmCells:
         region = first // _REGION_PAGES
         if last <= (region + 1) * _REGION_PAGES:
             bits = written.get(region)
-            return bits is not None and bits & _part_of(region, first, last) != 0
+            # Those of the range, as ``_part_of`` has them.
+            return bits is not None and bits >> first % _REGION_PAGES & (1 << last - first) - 1 != 0
         end = -(-last // _REGION_PAGES)
         if end - region > len(written):
             # Looked for on the shorter side, as in ``_written_in``; between the edges every page counts.

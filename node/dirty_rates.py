@@ -23,6 +23,9 @@ TOLERANCE = 0.1
 """Share by which a rate may be off before it is stated anew."""
 
 
+_COMPUTING = VcpuState.COMPUTING
+
+
 class Pool(NamedTuple):
     """Bytes that are written all over, and how many a second."""
 
@@ -51,7 +54,7 @@ class DirtyRates:
         """Bytes a second written at this very moment, by pool."""
         rate = self._contention.rate_per_ns
         return [
-            rate(vcpu.slot) * 1e9 * rates.get(vcpu.registers.r14, 0.0) if vcpu.state is VcpuState.COMPUTING else 0.0
+            rate(vcpu.slot) * 1e9 * rates.get(vcpu.registers.r14, 0.0) if vcpu.state is _COMPUTING else 0.0
             for vcpu, _, rates in self._pools
         ]
 
@@ -87,7 +90,7 @@ class DirtyRates:
             if vcpu.instructions:
                 for number, done in sorted(vcpu.instructions.items()):
                     written += done * rates.get(number, 0.0)
-            if vcpu.state is VcpuState.COMPUTING:
+            if vcpu.state is _COMPUTING:
                 written += self._contention.done(vcpu.slot) * rates.get(vcpu.registers.r14, 0.0)
             figures.append(written)
         return figures

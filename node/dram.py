@@ -23,6 +23,8 @@ class Dram:
         self.on_routes: Callable[[], None] | None = None
         """Told that SPAs lead elsewhere than before."""
         self._routes = DimmRoutes(self.cells)
+        self.has_routes = False
+        """Whether any SPA reaches other cells than its own."""
         self._reach_by(self.cells)
 
     @property
@@ -34,11 +36,6 @@ class Dram:
     def resident_bytes(self) -> int:
         """Bytes of the pages that someone wrote."""
         return self.cells.resident_bytes
-
-    @property
-    def has_routes(self) -> bool:
-        """Whether any SPA reaches other cells than its own."""
-        return len(self._routes) > 0
 
     def expect(self, spa: int, length: int) -> None:
         """Raises MachineCheck unless a range is in memory: for whoever does other work before the access itself."""
@@ -76,6 +73,7 @@ class Dram:
         self._routes_changed()
 
     def _routes_changed(self) -> None:
+        self.has_routes = len(self._routes) > 0
         self._reach_by(self._routes if self.has_routes else self.cells)
         if self.on_routes is not None:
             self.on_routes()

@@ -86,7 +86,7 @@ class EntryRuns:
         """Where each leaf begins: with its first run, but for the first."""
         self._last = _NOWHERE
         """The run that was asked for last: accesses go on where they were."""
-        self._gap = (0, 0)
+        self.gap = (0, 0)
         """And the gap: as large as it is, but for what is beyond its leaf."""
         self.changes = 0
         """Counts whatever may change a page's entry; what lies in DRAM changes without a count."""
@@ -113,7 +113,7 @@ class EntryRuns:
 
     def is_gap(self, start: int, end: int) -> bool:
         """Whether no run has a page in [start, end)."""
-        first, last = self._gap
+        first, last = self.gap
         if first <= start and end <= last:
             return True
         leaf = self._leaves[bisect_left(self._firsts, end) - 1]
@@ -121,7 +121,7 @@ class EntryRuns:
         first = leaf.ends[index - 1] if index else 0
         if first > start:
             return False
-        self._gap = first, (leaf.starts[index] if index < len(leaf.starts) else end)
+        self.gap = first, (leaf.starts[index] if index < len(leaf.starts) else end)
         return True
 
     def count(self, start: int, end: int) -> int:
@@ -171,7 +171,7 @@ class EntryRuns:
         """Replace whatever is in [start, end) by one run, or by nothing; an empty range changes nothing."""
         if start >= end:
             return
-        self._last, self._gap = _NOWHERE, (0, 0)
+        self._last, self.gap = _NOWHERE, (0, 0)
         self.changes += 1
         number = self._joined(start, end)
         _put(self._leaves[number], start, end, run)
@@ -195,7 +195,7 @@ class EntryRuns:
 
     def clear(self) -> None:
         """Forget every run."""
-        self._leaves, self._firsts, self._last, self._gap = [_Leaf(self._code)], [0], _NOWHERE, (0, 0)
+        self._leaves, self._firsts, self._last, self.gap = [_Leaf(self._code)], [0], _NOWHERE, (0, 0)
         self.changes += 1
 
     def _index(self, page: int) -> int:

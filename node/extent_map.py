@@ -26,44 +26,45 @@ class ExtentMap(Generic[V]):
     """Runs sorted by start; memory and look-ups depend on the number of runs, not on their lengths."""
 
     def __init__(self) -> None:
-        self._starts: list[int] = []
+        self.starts: list[int] = []
+        """Where each run begins; for others only to see whether there is any."""
         self._ends: list[int] = []
         self._values: list[V] = []
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self.starts)
 
     def find(self, address: int) -> tuple[int, int, V] | None:
         """(start, end, value at start) of the run that holds ``address``."""
-        index = bisect_right(self._starts, address) - 1
+        index = bisect_right(self.starts, address) - 1
         if index < 0 or address >= self._ends[index]:
             return None
-        return self._starts[index], self._ends[index], self._values[index]
+        return self.starts[index], self._ends[index], self._values[index]
 
     def is_gap(self, start: int, end: int) -> bool:
         """Whether no run has an address in [start, end)."""
-        index = bisect_left(self._starts, end)
+        index = bisect_left(self.starts, end)
         return not index or self._ends[index - 1] <= start
 
     def count(self, start: int, end: int) -> int:
         """Number of runs that begin in [start, end)."""
-        return bisect_left(self._starts, end) - bisect_left(self._starts, start)
+        return bisect_left(self.starts, end) - bisect_left(self.starts, start)
 
     def runs(self) -> Iterator[tuple[int, int, V]]:
         """Every run as (start, end, value at start), in order."""
-        return zip(self._starts, self._ends, self._values, strict=True)
+        return zip(self.starts, self._ends, self._values, strict=True)
 
     def pieces(self, start: int, end: int) -> Iterator[tuple[int, int, V | None]]:
         """[start, end) cut at the borders of runs: (from, to, value at from), None in gaps."""
-        index = max(0, bisect_right(self._starts, start) - 1)
+        index = max(0, bisect_right(self.starts, start) - 1)
         at = start
         while at < end:
-            while index < len(self._starts) and self._ends[index] <= at:
+            while index < len(self.starts) and self._ends[index] <= at:
                 index += 1
-            if index == len(self._starts) or self._starts[index] >= end:
+            if index == len(self.starts) or self.starts[index] >= end:
                 yield at, end, None
                 return
-            first = self._starts[index]
+            first = self.starts[index]
             if first > at:
                 yield at, first, None
                 at = first
@@ -75,7 +76,7 @@ class ExtentMap(Generic[V]):
         """Replace whatever is in [start, end) by one run, or by nothing; an empty range changes nothing."""
         if start >= end:
             return
-        starts, ends, values = self._starts, self._ends, self._values
+        starts, ends, values = self.starts, self._ends, self._values
         low, high = bisect_right(ends, start), bisect_left(starts, end)  # the runs that reach into the range
         if value is None and (low == high or (starts[low] >= start and ends[high - 1] <= end)):
             if low < high:  # whole runs go
@@ -118,7 +119,7 @@ class ExtentMap(Generic[V]):
 
     def _continues_none(self, low: int, high: int, start: int, end: int, value: V) -> bool:
         """Whether a run put in place of those from ``low`` to before ``high`` continues none and none continues it."""
-        starts, values = self._starts, self._values
+        starts, values = self.starts, self._values
         if low and self._ends[low - 1] == start:
             before = low - 1
             if values[before].advanced(start - starts[before]) == value:
@@ -129,6 +130,6 @@ class ExtentMap(Generic[V]):
 
     def clear(self) -> None:
         """Forget every run."""
-        self._starts.clear()
+        self.starts.clear()
         self._ends.clear()
         self._values.clear()

@@ -61,7 +61,7 @@ class GuestBooks(NamedTuple):
         for vcpu in guest.vcpus:
             elapsed_ns.append(vcpu.elapsed_ns)
             instructions.append(retired(vcpu))
-            phases.append(_by_number(vcpu.phases))
+            phases.append(_by_number(vcpu.phases) if vcpu.phases else [])
         row_ns = {row: ns for row, ns in sorted(guest.row_ns.items()) if ns} if guest.row_ns else {}
         books = (
             guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
@@ -103,7 +103,8 @@ class GuestBooks(NamedTuple):
             guest.vcpus, elapsed_ns, instructions, phases, strict=True
         ):
             vcpu.elapsed_ns = elapsed
-            vcpu.moved_instructions, vcpu.phases = dict(retired_there), dict(phases_there)
+            if retired_there or phases_there:
+                vcpu.moved_instructions, vcpu.phases = dict(retired_there), dict(phases_there)
 
 
 def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
@@ -125,13 +126,13 @@ def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
 
 def _by_number(figures: dict[int, N]) -> list[tuple[int, N]]:
     """What is not zero, in the order of the numbers: sums of it are the same whatever was done first."""
-    return [(number, figure) for number, figure in sorted(figures.items()) if figure] if figures else []
+    return [(number, figure) for number, figure in sorted(figures.items()) if figure]
 
 
 def retired(vcpu: Vcpu) -> list[tuple[int, float]]:
     """Instructions of a vCPU by number of the demand, on this host and those before, of demands that it made."""
     if not vcpu.instructions:
-        return _by_number(vcpu.moved_instructions)
+        return _by_number(vcpu.moved_instructions) if vcpu.moved_instructions else []
     found = dict(vcpu.moved_instructions)
     for number, here in vcpu.instructions.items():
         found[number] = here + found.get(number, 0.0)

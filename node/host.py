@@ -65,7 +65,8 @@ R = TypeVar("R")
 
 _ATTESTING = frozenset({Generation.SEV_SNP, Generation.SEV_TIO})
 """What can ask for a report that a chip's certificates prove."""
-_SEATED = (GuestState.RUNNING, GuestState.PAUSED)
+_RUNNING, _PAUSED = GuestState.RUNNING, GuestState.PAUSED
+_SEATED = (_RUNNING, _PAUSED)
 """States of a VM with vCPUs. From any other it never comes back to them."""
 
 
@@ -295,18 +296,18 @@ class Host:
         ``parked`` is called once when the last vCPU has come to rest, also if the VM powered itself off.
         """
         guest = self.guests[name]
-        if guest.state is not GuestState.RUNNING:
+        if guest.state is not _RUNNING:
             return
-        guest.state = GuestState.PAUSED
+        guest.state = _PAUSED
         self.vcpus.pause(guest, parked)
         self.clock.settle()
 
     def resume(self, name: str) -> None:
         """Rebuild a paused VM's programs from its specification and go on from its save areas."""
         guest = self.guests[name]
-        if guest.state is not GuestState.PAUSED:
+        if guest.state is not _PAUSED:
             return
-        guest.state = GuestState.RUNNING
+        guest.state = _RUNNING
         self.vcpus.resume(guest)
         self.clock.settle()
 
@@ -347,7 +348,7 @@ class Host:
     def _enter(self, guest: Guest, entered: object) -> None:
         """The hypervisor has entered the VM: its boot processor comes out of reset."""
         assert isinstance(entered, Entered)
-        guest.state = GuestState.RUNNING
+        guest.state = _RUNNING
         guest.running_ns = self.clock.now_ns
         self._note_launch(guest, entered)
         self.put_up(guest, entered, None)

@@ -30,9 +30,9 @@ class HostPrices:
         self.cards = CardCost(costs)
         self._costs = costs
         self._kind = kind
-        self._guests: dict[str, GuestOperationCost] = {}
+        self._guests: dict[Generation, GuestOperationCost] = {}
         self._known: dict[tuple[tuple[Demand, ...], Generation, Backing], _Phases] = {}
-        self._phases: dict[tuple[str, Backing], IdentityCache[tuple[Demand, ...], _Phases]] = {}
+        self._phases: dict[tuple[Generation, Backing], IdentityCache[tuple[Demand, ...], _Phases]] = {}
 
     def new_disk(self) -> DiskQueue:
         """The drive of one host, on which nothing waits yet."""
@@ -40,19 +40,19 @@ class HostPrices:
 
     def guest(self, generation: Generation) -> GuestOperationCost:
         """Of the operations of a generation's guests."""
-        found = self._guests.get(generation.name)
+        found = self._guests.get(generation)
         if found is None:
-            found = self._guests[generation.name] = GuestOperationCost(generation, self._costs, self._kind)
+            found = self._guests[generation] = GuestOperationCost(generation, self._costs, self._kind)
         return found
 
     def phases(
         self, demands: tuple[Demand, ...], generation: Generation, backing: Backing = LARGE_AND_NEAR
     ) -> _Phases:
         """Of a program's demands, in their order, in a machine whose memory lies in some way."""
-        priced = self._phases.get((generation.name, backing))
+        priced = self._phases.get((generation, backing))
         if priced is None:
             priced = IdentityCache(lambda some: self._work_out(some, generation, backing))
-            self._phases[generation.name, backing] = priced
+            self._phases[generation, backing] = priced
         return priced(demands)
 
     def _work_out(self, demands: tuple[Demand, ...], generation: Generation, backing: Backing) -> _Phases:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import NamedTuple
 
 from node import operations as op
@@ -106,31 +107,31 @@ class HypervisorTasks:
         Where ``effect`` comes to None the task itself is run then, and its first batch has taken its time.
         """
         self.lines[guest.spec.name] = None
-
-        def due() -> None:
-            result = effect()
-            if result is None:
-                one = _UnderWay(task(), guest, done, refused, self._cost.price_of_work)
-                self._step(one, self._execute(one.task.send(None), guest))  # type: ignore[arg-type]  # it begins
-                return
-            done(result)
-            self._next(guest)
-
         if spent_ns > 0:
-            self._clock.after(spent_ns, due)
+            self._clock.after(spent_ns, partial(self._spent, guest, effect, done, refused, task))
         else:
-            due()
+            self._spent(guest, effect, done, refused, task)
+
+    def _spent(
+        self, guest: Guest, effect: Callable[[], object], done: Callable[[object], None],
+        refused: Callable[[LaunchRefused], None] | None, task: Callable[[], HypervisorTask],
+    ) -> None:  # fmt: skip
+        result = effect()
+        if result is None:
+            one = _UnderWay(task(), guest, done, refused, self._cost.price_of_work)
+            self._step(one, self._execute(one.task.send(None), guest))  # type: ignore[arg-type]  # it begins
+            return
+        done(result)
+        self._next(guest)
 
     def _next(self, guest: Guest | None) -> None:
         """A guest's task is over: begin the one that waits for that."""
         if guest is None:
             return
-        name = guest.spec.name
-        line = self.lines[name]
+        line = self.lines.pop(guest.spec.name)
         if line:
+            self.lines[guest.spec.name] = line
             self._step(line.popleft(), None)
-        else:
-            del self.lines[name]
 
     def promise(self, guest: Guest, from_ns: int) -> None:
         """Nothing will be said of a launch before what is left of it is served."""

@@ -118,7 +118,9 @@ class RmpChecks:
 
     def check_host_write(self, spa: int, length: int) -> None:
         """A store of the host, by any means: no page may be assigned. Raises RmpFault with a #PF's error code."""
-        if self._runs.is_gap(spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES + 1) and length > 0:
+        first, last = spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES + 1
+        start, end = self._runs.gap
+        if length > 0 and ((start <= first and last <= end) or self._runs.is_gap(first, last)):
             return
         at = self._first_assigned(spa, length)
         if at is not None:

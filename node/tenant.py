@@ -122,7 +122,8 @@ class Tenant:
         self._spec = spec
         self._svsm_skips = svsm_skips
         self._factory = factory
-        count = spec.threads
+        vcpus = len(spec.reset_rips)
+        count = vcpus if spec.svsm is None else spec.threads
         self.programs: list[Program | None] = [None] * count
         """None while a vCPU is paused: nothing of it may stay then."""
         self.blocks: list[Mapping[int, Callable[[Registers], Block]]] = [{}] * count
@@ -132,13 +133,11 @@ class Tenant:
         self._batches: list[tuple[GuestOperation, ...] | None] = [None] * count
         """What each vCPU's block asked for last; None where the kernel has taken the block over."""
         self._kernels: list[GuestKernel | KernelAboveSvsm | None] = [None] * count
-        self._awaited: set[int] = set()
-        """vCPUs whose programs are made when they run their next block."""
         facts = _facts_of(spec, factory)
         self._is_known = facts is not None
-        if self._is_known:
-            self._awaited.update(range(len(spec.reset_rips)))
-        else:
+        self._awaited = set(range(vcpus)) if self._is_known else set[int]()
+        """vCPUs whose programs are made when they run their next block."""
+        if not self._is_known:
             for thread in range(count):
                 self.rebuild(thread)
         if facts is None:

@@ -68,7 +68,6 @@ class UnlaidMoves:
         self._unlaid = board.unlaid
         # Another kind of hypervisor may do other things than are known here.
         self._hypervisor = hypervisor if type(hypervisor) is Hypervisor else None
-        self._places: dict[str, VmPlace] = {} if self._hypervisor is None else self._hypervisor.places
         self._tasks = tasks
         self._cost = cost
         self._stop_ns: dict[int, int] = {}
@@ -79,7 +78,10 @@ class UnlaidMoves:
 
     def _place(self, vm: str) -> VmPlace | None:
         """What the hypervisor holds of a VM, if it has nothing to do for it and nobody has looked at that."""
-        return self._places.get(vm) if vm in self._unlaid.vms and vm not in self._tasks.lines else None
+        hypervisor = self._hypervisor
+        if hypervisor is None or vm not in self._unlaid.vms or vm in self._tasks.lines:
+            return None
+        return hypervisor.places.get(vm)
 
     def receive(self, guest: Guest) -> bool:
         """As ``receive``: what the VM will need is taken."""
@@ -106,7 +108,7 @@ class UnlaidMoves:
         if more or not unlaid.build(vm, tables, ram, maps):
             frames.release(taken)
             return False
-        self._places[vm] = VmPlace(image, ram, maps, small, tables)
+        hypervisor.places[vm] = VmPlace(image, ram, maps, small, tables)
         return True
 
     def export(
@@ -157,7 +159,7 @@ class UnlaidMoves:
 
     def depart(self, guest: Guest) -> bool:
         """As ``depart``: everything that the VM had is given back."""
-        hypervisor, vm, places = self._hypervisor, guest.spec.name, self._places
+        hypervisor, vm = self._hypervisor, guest.spec.name
         place = self._place(vm)
         if place is None or hypervisor is None:
             return False
@@ -167,10 +169,10 @@ class UnlaidMoves:
             spent_ns = self._clear_ns[length] = round(self._cost.price((op.HostClear(0, length),)))
 
         def cleared() -> bool | None:
-            if places.get(vm) is not place or not self._unlaid.leave(vm, place.small):
+            if hypervisor.places.get(vm) is not place or not self._unlaid.leave(vm, place.small):
                 return None
             hypervisor.frames.release(place.frames)
-            del places[vm]
+            del hypervisor.places[vm]
             return True
 
         self._tasks.spend(guest, spent_ns, cleared, _ignore, None, lambda: hypervisor.depart(vm))

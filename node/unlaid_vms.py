@@ -32,6 +32,7 @@ from psp.system_bus import PAGE_BYTES
 if TYPE_CHECKING:
     from node.board import Board
 
+_PLAIN = Generation.PLAIN
 Batch = tuple[op.HypervisorOperation, ...]
 Later = Callable[[], Batch]
 """Operations that are made when they are to be carried out."""
@@ -209,8 +210,9 @@ class UnlaidVms:
             return None
         laid: dict[int, bytes] = {}
         for gpa, data in pages:
+            end = gpa + len(data)
             for start, spa, length in one.maps:
-                if start <= gpa and gpa + len(data) <= start + length:
+                if start <= gpa and end <= start + length:
                     laid[spa + gpa - start] = data
                     break
             else:
@@ -218,7 +220,7 @@ class UnlaidVms:
         consistent, before = board.vmrun_checks.consistent, len(one.kept)
         try:
             for spa, page in areas:
-                if (type(page) is bytes and len(page) != PAGE_BYTES) or not consistent(Generation.PLAIN, 0, spa):
+                if (type(page) is bytes and len(page) != PAGE_BYTES) or not consistent(_PLAIN, 0, spa):
                     _not_known()
                 self._keep(vm, one, spa, PAGE_BYTES)
         except _NowError:

@@ -42,8 +42,12 @@ TERMINATED = 1 << 16
 """Shutdown code of a VM that ended itself through its GHCB: this, the reason set in bits 15:8 and the code in 7:0."""
 
 _MOST_IDLE_BLOCKS = 1000
-_BLOCK, _COMPUTING, _BATCH, _PHASE = VcpuState.BLOCK, VcpuState.COMPUTING, HostEvent.BATCH, HostEvent.PHASE
-"""What every batch and phase names: an enumeration looks its members up at ten times the price of a module's name."""
+_BLOCK, _COMPUTING, _SLEEPING = VcpuState.BLOCK, VcpuState.COMPUTING, VcpuState.SLEEPING
+_WAITING, _PAUSED, _STOPPED = VcpuState.WAITING, VcpuState.PAUSED, VcpuState.STOPPED
+_BATCH, _PHASE, _PARKED = HostEvent.BATCH, HostEvent.PHASE, HostEvent.PAUSED
+"""What every phase and pause names: an enumeration looks its members up at ten times the price of a module's name."""
+_MIDWAY = (_BLOCK, *HALFWAY)
+_STOPS_LATER = (_BLOCK, _WAITING, *HALFWAY)
 _OF_MEMORY = (op.Read, op.Write)
 
 
@@ -112,11 +116,11 @@ class VcpuRunner:
         """Stop a VM's vCPUs at the end of their blocks; ``parked`` is called when the last has stopped."""
         guest.when_parked = parked
         for vcpu in guest.vcpus:
-            if vcpu.state in (VcpuState.BLOCK, VcpuState.WAITING, *HALFWAY):
+            if vcpu.state in _STOPS_LATER:
                 # One that waits for its start goes to its save area when the boot processor starts it.
                 vcpu.pause_wanted = True
-            elif vcpu.state in (VcpuState.COMPUTING, VcpuState.SLEEPING):
-                self.halt(vcpu, VcpuState.PAUSED)
+            elif vcpu.state in (_COMPUTING, _SLEEPING):
+                self.halt(vcpu, _PAUSED)
                 self._park(vcpu)
         guest.tell_parked()
 
@@ -126,26 +130,26 @@ class VcpuRunner:
         for vcpu in guest.vcpus:
             vcpu.pause_wanted = False
             # One in the middle of a block is past its last pause: it goes on with what it has.
-            if vcpu.state not in (VcpuState.BLOCK, *HALFWAY):
+            if vcpu.state not in _MIDWAY:
                 for thread in vcpu.threads:
                     guest.software.rebuild(thread)
         for vcpu in guest.vcpus:
-            if vcpu.state is VcpuState.PAUSED:
+            if vcpu.state is _PAUSED:
                 self.load(vcpu)
                 self.start(vcpu)
 
     def halt(self, vcpu: Vcpu, state: VcpuState) -> None:
         """Take a vCPU off its core at once; what is left of a phase or sleep goes to R15."""
-        if vcpu.state is VcpuState.COMPUTING:
+        if vcpu.state is _COMPUTING:
             account = self.cores.stop(vcpu)
             self._note_cut(vcpu, account, self._clock.now_ns)
             self._credit(vcpu, account)
             vcpu.registers.r15 = -int(-account.remaining // 1)
             if not vcpu.registers.r15:
                 self._count_phase(vcpu)
-        elif vcpu.state is VcpuState.SLEEPING:
+        elif vcpu.state is _SLEEPING:
             vcpu.registers.r15 -= self._clock.now_ns - vcpu.slept_from_ns
-        elif vcpu.state is VcpuState.PAUSED:
+        elif vcpu.state is _PAUSED:
             self.load(vcpu)
         self._board.leave(vcpu.guest.spec.name, vcpu.index)
         vcpu.epoch += 1
@@ -154,7 +158,7 @@ class VcpuRunner:
     def stop(self, guest: Guest) -> None:
         """Take all of a VM's vCPUs off the host; its software is gone."""
         for vcpu in guest.vcpus:
-            self.halt(vcpu, VcpuState.STOPPED)
+            self.halt(vcpu, _STOPPED)
             for thread in vcpu.threads:
                 guest.software.drop(thread)
         guest.software.close()
@@ -164,7 +168,7 @@ class VcpuRunner:
         for vcpu in guest.vcpus:
             self._board.leave(guest.spec.name, vcpu.index)
             vcpu.epoch += 1
-            vcpu.state = VcpuState.STOPPED
+            vcpu.state = _STOPPED
             for thread in vcpu.threads:
                 guest.software.drop(thread)
         guest.software.close()
@@ -173,12 +177,12 @@ class VcpuRunner:
         """Credit phases that still run with what they did until ``end_ns``."""
         self._contention.advance(end_ns)
         for vcpu in guest.vcpus:
-            if vcpu.state is VcpuState.COMPUTING:
+            if vcpu.state is _COMPUTING:
                 account = self._contention.stop(vcpu.slot)
                 self._note_cut(vcpu, account, end_ns)
                 self._credit(vcpu, account)
-                vcpu.state = VcpuState.STOPPED
-            elif vcpu.state is VcpuState.PAUSED:
+                vcpu.state = _STOPPED
+            elif vcpu.state is _PAUSED:
                 self.load(vcpu)
 
     def load(self, vcpu: Vcpu) -> None:
@@ -245,7 +249,7 @@ class VcpuRunner:
         if vcpu.state is VcpuState.IN_RESET:
             vmcb = self._board.vmcb(vcpu.guest.spec.name, vcpu.index)
             batch, answers = batch[1:], (*answers, self._board.leave_reset(vmcb, batch[0]))
-        vcpu.state = VcpuState.BLOCK
+        vcpu.state = _BLOCK
         epoch = vcpu.epoch
 
         def take_effect() -> None:
@@ -267,17 +271,17 @@ class VcpuRunner:
         vmcb = self._board.vmcb(guest.spec.name, vcpu.index)
         if not vmcb.consistent:
             # It has no save area any more: what it was about to do is nobody's.
-            if vcpu.state is not VcpuState.PAUSED:
-                self.halt(vcpu, VcpuState.STOPPED)
-            vcpu.state = VcpuState.STOPPED
+            if vcpu.state is not _PAUSED:
+                self.halt(vcpu, _STOPPED)
+            vcpu.state = _STOPPED
             guest.software.drop(vcpu.index)
             guest.tell_parked()
             return
         if code:
-            if vcpu.state is VcpuState.BLOCK:
+            if vcpu.state is _BLOCK:
                 vcpu.pause_wanted = True
-            elif vcpu.state in (VcpuState.COMPUTING, VcpuState.SLEEPING):
-                self.halt(vcpu, VcpuState.PAUSED)
+            elif vcpu.state in (_COMPUTING, _SLEEPING):
+                self.halt(vcpu, _PAUSED)
                 self._park(vcpu)
                 guest.tell_parked()
             return
@@ -287,7 +291,7 @@ class VcpuRunner:
         if guest.state is GuestState.PAUSED and vcpu.state in _NOT_YET:
             # Started while the VM is paused: it goes on from its save area with the others.
             self._board.leave(guest.spec.name, vcpu.index)
-            vcpu.state, vcpu.save_area_spa, vcpu.registers = VcpuState.PAUSED, vmcb.save_area_spa, Registers()
+            vcpu.state, vcpu.save_area_spa, vcpu.registers = _PAUSED, vmcb.save_area_spa, Registers()
             for thread in vcpu.threads:
                 guest.software.forget(thread)
             return
@@ -295,17 +299,17 @@ class VcpuRunner:
             return
         vcpu.pause_wanted = False
         ready = self._event_ready(vcpu)
-        if vcpu.state is VcpuState.PAUSED or vcpu.state in _NOT_YET:
+        if vcpu.state is _PAUSED or vcpu.state in _NOT_YET:
             vcpu.save_area_spa = vmcb.save_area_spa
             self.load(vcpu)
             for thread in vcpu.threads:
                 guest.software.rebuild(thread)
-        elif vcpu.state is not VcpuState.SLEEPING or not ready:
+        elif vcpu.state is not _SLEEPING or not ready:
             return
         if ready and vcpu.registers.r14 in HALTED:
             vcpu.registers.r15 = 0
         vcpu.epoch += 1
-        vcpu.state = VcpuState.BLOCK
+        vcpu.state = _BLOCK
         epoch = vcpu.epoch
 
         def go_on() -> None:
@@ -478,7 +482,7 @@ class VcpuRunner:
         if guest.vcpus[0].registers.rip != guest.software.entry:
             return
         for vcpu in guest.vcpus[1:]:
-            if vcpu.state is VcpuState.WAITING:
+            if vcpu.state is _WAITING:
                 if not self._enter(vcpu):
                     return
                 self._run_blocks(vcpu, None)
@@ -497,16 +501,16 @@ class VcpuRunner:
     def call(self, vcpu: Vcpu) -> None:
         """Its network card has something for a vCPU: it awakes if it waits for that, else it will not wait."""
         vcpu.called = True
-        if vcpu.state is VcpuState.SLEEPING and vcpu.registers.r14 == AWAITING:
+        if vcpu.state is _SLEEPING and vcpu.registers.r14 == AWAITING:
             self._awake(vcpu)
 
     def _awake(self, vcpu: Vcpu) -> None:
         """Enter a halted vCPU again, which costs its exits and, where its thread slept, bringing that back."""
         guest, registers = vcpu.guest, vcpu.registers
-        slept_ns = self._clock.now_ns - vcpu.slept_from_ns if vcpu.state is VcpuState.SLEEPING else 0
+        slept_ns = self._clock.now_ns - vcpu.slept_from_ns if vcpu.state is _SLEEPING else 0
         timer = registers.r14 == SLEEPING
         spent = guest.operation_cost.halt(guest.lost_ns, slept_ns, timer=timer, row_ns=guest.row_ns)
-        vcpu.called, vcpu.state, registers.r15 = False, VcpuState.BLOCK, 0
+        vcpu.called, vcpu.state, registers.r15 = False, _BLOCK, 0
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
         vcpu.epoch += 1
@@ -522,7 +526,7 @@ class VcpuRunner:
         if vcpu.called and vcpu.registers.r14 == AWAITING:
             self._awake(vcpu)
             return
-        vcpu.state = VcpuState.SLEEPING
+        vcpu.state = _SLEEPING
         vcpu.slept_from_ns = self._clock.now_ns
         if vcpu.guest.changed is not None:
             vcpu.guest.changed()
@@ -574,13 +578,13 @@ class VcpuRunner:
         except FAULTS:  # Its key is gone: nothing keeps its registers, and no VMRUN would find them.
             self._power_off(guest, ExitCode.INVALID & 0xFF)
             return
-        if vcpu.state is not VcpuState.PAUSED:  # Which left when it was halted.
+        if vcpu.state is not _PAUSED:  # Which left when it was halted.
             self._board.leave(guest.spec.name, vcpu.index)
-        vcpu.state, vcpu.out = VcpuState.PAUSED, False
+        vcpu.state, vcpu.out = _PAUSED, False
         vcpu.registers = Registers()
         for thread in vcpu.threads:
             guest.software.forget(thread)
-        guest.chain.record(self._clock.now_ns, HostEvent.PAUSED, vcpu.index, vcpu=vcpu.index)
+        guest.chain.record(self._clock.now_ns, _PARKED, vcpu.index, vcpu=vcpu.index)
 
     def _power_off(self, guest: Guest, code: int) -> None:
         self.stop(guest)
@@ -591,4 +595,4 @@ class VcpuRunner:
         guest.tell_parked()
 
 
-_NOT_YET = (VcpuState.WAITING, VcpuState.STOPPED)
+_NOT_YET = (_WAITING, _STOPPED)

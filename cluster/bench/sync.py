@@ -55,9 +55,7 @@ class Chatterbox:
             self._sequence += 1
             outputs.append(Message(self._next_ns, self._name, self._sequence, "control", "chat", b"-"))
             self._next_ns += LOOKAHEAD_NS
-        return Advance(
-            min(horizon_ns, self._next_ns), self._next_ns, self._next_ns, len(outputs), tuple(outputs)
-        )
+        return Advance(min(horizon_ns, self._next_ns), self._next_ns, len(outputs), tuple(outputs))
 
     def next_event_ns(self) -> int:
         """The next word."""

@@ -266,7 +266,8 @@ def test_how_many_windows_there_would_have_been_is_known_without_them(speak: int
     run_toys(layout, hosts)
     assert layout._together is not None
     windows = run_toys(InlineLayout(), hosts, windows=True)[1].round_trips
-    assert 0.6 * windows <= layout._together.windows <= 1.1 * windows  # Some go on as far as they need to in one go.
+    # Some go on as far as they need to in one go, and where all fall silent that is noticed after a while.
+    assert 0.6 * windows <= layout._together.windows <= 1.5 * windows
 
 
 def test_a_host_that_breaks_its_promise_is_named() -> None:

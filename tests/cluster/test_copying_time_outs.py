@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_live_migration import GIB, IDLE, group, move, play, scenario, small_image, vm_row  # noqa: F401 - the fixture
 from test_post_copy import writer
 
@@ -80,7 +82,7 @@ FIXED = 22e6
 
 def row_of(vm: dict[str, Any], migration: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """The row of the one move of a VM of 1 GiB over 1 Gb/s, which goes on at the target."""
-    values = {"fabric": {"link": "1 Gb/s"}, "duration": "60 s"} | changes
+    values = {"fabric": {"link": "1 Gb/s"}, "duration": "50 s"} | changes
     _, rows = play(scenario(vms=[group("vm", **vm)], migrations=[move()], migration=migration, **values))
     (row,), there = rows["migrations"], vm_row(rows)
     assert (row["outcome"], there["host"], there["state"], there["faults"]) == ("completed", "host-2", "running", 0)
@@ -135,3 +137,21 @@ def test_pages_of_zeros_that_were_not_sent_cost_the_wire_as_little_as_in_a_round
     ahead = row_of(IDLE, zeros | {"at_timeout": "post-copy"})
     assert ahead["post_copy_ns"] == pytest.approx((wire_s - went_s) * 1e9, rel=0.03)
     assert stopped["wire_bytes"] == pytest.approx(ahead["wire_bytes"], rel=0.001)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    after_ms=st.integers(1, 12_000), then=st.sampled_from(["stop-and-copy", "post-copy"]), zeros=st.booleans(),
+    written_mib=st.integers(1, 800), sealed=st.booleans(),
+)  # fmt: skip
+def test_whenever_time_is_over_all_memory_goes_over_at_least_once_and_none_faster_than_the_link_is(
+    after_ms: int, then: str, zeros: bool, written_mib: int, sealed: bool
+) -> None:
+    memory = {"memory": "128 MiB", "generation": "SEV"} if sealed else {}
+    vm = writer(400_000_000, written_mib % 40 * MIB + 4096 if sealed else written_mib * MIB) | memory
+    migration = {"timeout_per_gib": f"{after_ms} ms", "at_timeout": "stop-and-copy" if sealed else then}
+    row = row_of(vm, migration | ({"zero_pages": 0.5} if zeros else {}), costs=_COSTS)
+    assert row["bytes"] >= (128 * MIB if sealed else GIB)
+    assert row["wire_bytes"] >= row["bytes"] - row["zero_bytes"]
+    stood_still_ns = (row["final_bytes"] - row["zero_bytes"]) / (_PSP_BYTES_PER_S / 0.75 if sealed else LINK) * 1e9
+    assert row["downtime_ns"] >= stood_still_ns

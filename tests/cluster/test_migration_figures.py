@@ -103,6 +103,15 @@ def test_looking_changes_nothing_and_figures_add_up() -> None:
     assert rows[1]["expected_downtime_ns"] == pytest.approx(late.expected_downtime_s * 1e9, rel=0.05)
 
 
+def test_the_transfer_rate_is_what_the_link_carries_though_memory_goes_faster_where_it_is_compressed() -> None:
+    body = scenario(
+        vms=[group("vm", **IDLE, memory="512 MiB")], duration="8 s", migrations=[move()], fabric={"link": "1 Gb/s"},
+        migration={"zero_pages": 0.5},
+    )  # fmt: skip
+    seen, _ = play(body, looks=True)
+    assert {one.transfer_bytes_per_s for _, figures in seen for one in figures.moves} == {0.0, 125e6}
+
+
 def test_a_machine_that_is_throttled_is_slowed_by_that_and_by_what_the_dirty_log_takes() -> None:
     seen, (row,) = play(
         scenario(

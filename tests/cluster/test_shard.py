@@ -177,7 +177,7 @@ class Idler(ToyHost):
     """Has something to do and does not do it."""
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
-        return Advance(0, self.next_event_ns(), NEVER, 0)
+        return Advance(0, self.next_event_ns(), 0)
 
 
 def test_an_entity_that_leaves_its_events_undone_is_named() -> None:

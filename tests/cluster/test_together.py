@@ -159,10 +159,10 @@ class Fickle(ToyHost):
 
 
 @pytest.mark.parametrize("sooner_ns", [0, 10])
-@pytest.mark.parametrize(("kind", "wrong"), [(Liar, "promised nothing before"), (Fickle, "control plane has acted")])
-def test_who_speaks_for_a_time_at_which_the_control_plane_has_acted_is_named(kind, wrong, sooner_ns):
+@pytest.mark.parametrize("kind", [Liar, Fickle])
+def test_who_speaks_for_a_time_at_which_the_control_plane_has_acted_is_named(kind, sooner_ns):
     toy = Toy("a", ("a",), tick=10, speak=40)
-    with pytest.raises(ProtocolViolationError, match=rf"^a: sent at .*{wrong}"):
+    with pytest.raises(ProtocolViolationError, match=r"^a: sent at .*promised nothing before"):
         together(toy, kind=kind).go_on(Acts(), toy.speak_gap(0) + sooner_ns)
 
 

@@ -135,7 +135,7 @@ class ToyHost:
         self.inbox.deliver(message)
 
     def next_event_ns(self) -> int:
-        return self.inbox.next_event_ns
+        return self.inbox.next_event_ns()
 
     def earliest_output_ns(self) -> int:
         if self.toy.lie:
