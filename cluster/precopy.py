@@ -179,11 +179,14 @@ class Round(NamedTuple):
     ended_ns: int
     left_bytes: int = 0
     """Dirty when it ended."""
+    read_ns: int = -1
+    """When the dirty log had been read before that, -1 for when it began."""
 
     @property
     def dirty_bytes_per_s(self) -> float:
-        """Distinct bytes that it found written, over its time; 0 for one that nothing was sent in."""
-        return self.left_bytes * 1e9 / max(1, self.ended_ns - self.began_ns) if self.size_bytes else 0.0
+        """Distinct bytes that it found written, over the time for which they were logged; 0 if it sent nothing."""
+        since_ns = self.began_ns if self.read_ns < 0 else self.read_ns
+        return self.left_bytes * 1e9 / max(1, self.ended_ns - since_ns) if self.size_bytes else 0.0
 
 
 class Verdict(StrEnum):
@@ -411,7 +414,8 @@ class Precopy:
         left = self.dirty_bytes(now_ns)
         carried_bytes = self._worth_bytes
         self._carried = carried_bytes, took_ns
-        self.rounds.append(Round(self._size_bytes, self._began_ns, now_ns, left))
+        read_ns = self.rounds[-1].ended_ns if self.rounds else self._first_ns
+        self.rounds.append(Round(self._size_bytes, self._began_ns, now_ns, left, read_ns))
         limit_ns = self._settings.downtime_limit_at(now_ns - self._first_ns, self.memory_bytes)
         budget_ns = limit_ns - self._settings.fixed_downtime_ns
         if left < self._best_bytes:

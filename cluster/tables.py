@@ -403,7 +403,7 @@ _MIGRATIONS = TableSchema(
         ("setup_ns", _I, "ns", "from its admission to its first byte", "optional"),
         ("rounds", _I, "1", "rounds of pre-copy, also one that was broken off, or was next when time was over"),
         ("remaining_bytes", _I, "byte", "dirty at the end of the last round", "optional"),
-        ("dirty_bytes_per_s", _R, "byte/s", "distinct bytes written, over the last round", "optional"),
+        ("dirty_bytes_per_s", _R, "byte/s", "distinct bytes written between the last looks at the log", "optional"),
         ("throttle_ratio", _R, "ratio", "share of time for which its vCPUs were made to stand still at last"),
         ("expected_downtime_ns", _I, "ns", "downtime by what the last round left and its rate", "optional"),
         ("bytes", _I, "byte", "memory and registers sent, the last copy included"),

@@ -186,10 +186,14 @@ class Departures:
         departure = self.under_way[name]
         guest = departure.guest
         if guest.state is _RUNNING:
-            self._host.contention.advance(self._host.clock.now_ns)
-            slow_down(self._host.vcpus, guest, Throttle(standing_still, most_bytes_per_s), self._host.clock.now_ns)
+            now_ns = self._host.clock.now_ns
+            self._host.contention.advance(now_ns)
+            departure.rates.begin_anew(now_ns)
+            slow_down(self._host.vcpus, guest, Throttle(standing_still, most_bytes_per_s), now_ns)
             self._host.clock.settle()
-            self._changed(departure)
+            departure.interval_ns = LOOK_NS
+            if not 0 <= departure.look_at_ns <= now_ns + LOOK_NS:
+                self._look_soon(departure)
 
     def stop(
         self, name: str, since_ns: int, done: Callable[[Stopped | None], None],
@@ -377,12 +381,17 @@ class Departures:
         return None if guest.state is _RUNNING else MigrationRefusal.NOT_RUNNING
 
     def _changed(self, departure: _Departure) -> None:
-        if departure.look_at_ns >= 0:
-            return
-        departure.look_at_ns = self._host.clock.now_ns + departure.interval_ns
-        self._host.clock.after(departure.interval_ns, lambda: self._look(departure))
+        if departure.look_at_ns < 0:
+            self._look_soon(departure)
 
-    def _look(self, departure: _Departure) -> None:
+    def _look_soon(self, departure: _Departure) -> None:
+        """Look after an interval, and at no other time that was meant before."""
+        at_ns = departure.look_at_ns = self._host.clock.now_ns + departure.interval_ns
+        self._host.clock.after(departure.interval_ns, lambda: self._look(departure, at_ns))
+
+    def _look(self, departure: _Departure, meant_ns: int) -> None:
+        if departure.look_at_ns != meant_ns:
+            return
         departure.look_at_ns = -1
         host = self._host
         if departure.stopping or self.under_way.get(departure.guest.spec.name) is not departure:

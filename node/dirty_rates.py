@@ -67,6 +67,10 @@ class DirtyRates:
         """Whether the rates of this moment are far from what was stated."""
         return _far(self.present(), self._stated)
 
+    def begin_anew(self, now_ns: int) -> None:
+        """What was written so far says nothing of what will be: measure from now on. Nothing is stated."""
+        self._looked_ns, self._before = now_ns, self._written()
+
     def look(self, now_ns: int) -> bool:
         """Measure since the last look; whether that is to be stated anew."""
         passed_s = (now_ns - self._looked_ns) * 1e-9

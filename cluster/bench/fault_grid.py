@@ -27,7 +27,6 @@ _WRITES = {"workload": "trace-player", "parameters": {
 """A machine that is sent in several rounds, and looks at what it stored before."""
 _COSTS = {"psp.send_update_ns_per_kib": 2560, "psp.receive_update_ns_per_kib": 2560}
 """Firmware at 400 MB/s."""
-_WRITERS = frozenset({"PLAIN", "SEV", "SEV_ES", "SEV_SNP by its handler"})
 _AHEAD = " by post-copy"
 GENERATIONS = (*WAYS, f"PLAIN{_AHEAD}")
 """All ways to move."""
@@ -109,6 +108,12 @@ def _points(one: Migration) -> dict[str, tuple[int, int]]:
     return found | {phase: (at_ns, end_ns) for (phase, at_ns), end_ns in zip(later, ends, strict=True)}
 
 
+def is_copied_while_it_runs(way: str) -> bool:
+    """Whether a move has rounds; agents alone move a machine that stands still."""
+    machine = WAYS[way].machine
+    return bool(machine.get("migration_handler") or not machine.get("migration_agent"))
+
+
 def cells(way: str, firmware: Path) -> Iterator[Cell]:
     """All of one way to move."""
     for point, (from_ns, to_ns) in points(way, firmware).items():
@@ -135,7 +140,7 @@ def schedule(cell: Cell, firmware: Path, seed: int) -> dict[str, Any]:
 def _body(way: str, firmware: Path, seed: int) -> dict[str, Any]:
     name = way.removesuffix(_AHEAD)
     body = moving(name, firmware)
-    if name in _WRITERS:
+    if is_copied_while_it_runs(name) and "devices" not in body["vms"][0]:
         body["vms"] = [body["vms"][0] | _WRITES]
     how: dict[str, Any] = {
         "answer_within": "20 ms", "answer_tries": 5, "recover_after": "10 ms",

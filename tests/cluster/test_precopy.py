@@ -110,6 +110,14 @@ def test_reading_the_dirty_log_takes_time_in_which_the_guest_goes_on():
     assert slow.sent_bytes > fast.sent_bytes
 
 
+def test_the_rate_at_which_a_guest_dirties_is_over_the_time_between_two_looks_at_the_log():
+    """A large guest's log takes as long to read as a round: what is written meanwhile is in what the next one finds."""
+    one = Precopy(64 * GIB, [Pool(10**6 * GIB, GIB / 2)], settings(round_ns_per_gib=10e6, max_rounds=5), 0)
+    play(one, GIB)
+    assert [each.dirty_bytes_per_s for each in one.rounds] == [pytest.approx(GIB / 2, rel=1e-3)] * len(one.rounds)
+    assert len(one.rounds) == 5
+
+
 def test_a_measured_migration_comes_out_within_one_percent():
     """7.1 GiB at 105.3 MiB/s, 650 Mb/s dirtied, 300 ms: measured 112.4 s and 11862 MiB; W = 2.0 GB is fitted.
 

@@ -25,6 +25,24 @@ def test_a_guest_that_is_slowed_down_converges_and_has_its_pace_back_afterwards(
         assert there["instructions"] < free["instructions"]
 
 
+def test_what_a_step_of_auto_converge_does_shows_in_the_next_round() -> None:
+    """Also after a first round so long that the host looks only now and then how fast the guest writes."""
+    written = {"fragments": pack_runs([(600_000, 100)]), "step_ms": 60_000, "touches_per_step": 0, "mhz": 3400,
+               "written_set_bytes": 64 << 20, "written_bytes_per_s": 300_000_000}  # fmt: skip
+    vm = group("vm", vcpus=1, memory="2 GiB", workload="trace-player", parameters=written)
+    fleet, rows = play(scenario(
+        vms=[vm], migrations=[move()], fabric={"link": "1 Gb/s"}, duration="40 s",
+        migration={"auto_converge": True, "throttle_initial": 0.9, "max_rounds": 30, "downtime_limit": "100 ms"},
+    ))  # fmt: skip
+    assert outcomes(rows) == [("completed", None)]
+    (one,) = fleet.control.migrations.all
+    assert one.precopy is not None
+    rates = [each.left_bytes * 1e9 / (each.ended_ns - each.began_ns) for each in one.precopy.rounds]
+    assert min(rates[1:3]) > 90e6, "two rounds that dirty too much of what they send"
+    assert max(rates[3:]) < 0.6 * min(rates[1:3])
+    assert one.precopy.throttle == 0.9, "no further step was needed"
+
+
 @pytest.mark.parametrize("slow", [{"dirty_limit": "200 Mb/s"}, {"mode": "post-copy"}])
 def test_time_for_which_a_guest_stands_still_while_it_moves_is_in_its_books(slow: dict[str, Any]) -> None:
     table = group("vm", workload="random-access", memory="512 MiB")
