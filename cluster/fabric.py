@@ -27,10 +27,23 @@ Name = int | str
 """Of a flow: whatever tells it from others."""
 
 
+class _Link:
+    """One link of the topology, and what is on it."""
+
+    __slots__ = ("capacity", "flows", "used_bytes", "used_rate")
+
+    def __init__(self, capacity: float) -> None:
+        self.capacity = capacity
+        self.flows: dict[Name, _Flow] = {}
+        self.used_rate = 0.0
+        self.used_bytes = 0.0
+        """What it has carried for flows that are over."""
+
+
 class _Flow:
     __slots__ = ("cap", "epoch", "name", "number", "path", "rate", "remaining", "size", "updated_ns")
 
-    def __init__(self, name: Name, number: int, path: tuple[int, ...], size: float, cap: float, now_ns: int) -> None:
+    def __init__(self, name: Name, number: int, path: tuple[_Link, ...], size: float, cap: float, now_ns: int) -> None:
         self.name = name
         self.number = number
         self.path = path
@@ -52,15 +65,13 @@ class Fabric:
     def __init__(self, topology: Topology, reshare_grid_ns: int) -> None:
         self._topology = topology
         self._grid_ns = reshare_grid_ns
-        self._capacity = [link.bytes_per_s for link in topology.links]
-        self._on_link: list[dict[Name, _Flow]] = [{} for _ in topology.links]
-        self._used_rate = [0.0] * len(topology.links)
-        self.used_bytes = [0.0] * len(topology.links)
-        """Bytes that every link has carried for flows that are over."""
+        self._links = [_Link(link.bytes_per_s) for link in topology.links]
+        self._paths: dict[tuple[str, str], tuple[_Link, ...]] = {}
+        """Of pairs of hosts that somebody has sent between."""
         self._flows: dict[Name, _Flow] = {}
         self._ends: list[tuple[int, int, int, _Flow]] = []
         """(time, flow's number, epoch, flow): when each ends, if it has that epoch still."""
-        self._changed: dict[int, None] = {}
+        self._changed: dict[_Link, None] = {}
         """Links whose flows are not the ones that were shared out last, in the order of the changes."""
         self._grid_point_ns = NEVER
         self.next_event_ns = NEVER
@@ -70,24 +81,32 @@ class Fabric:
     def __len__(self) -> int:
         return len(self._flows)
 
+    @property
+    def used_bytes(self) -> list[float]:
+        """Bytes that every link has carried for flows that are over."""
+        return [link.used_bytes for link in self._links]
+
+    def _path(self, source: str, destination: str) -> tuple[_Link, ...]:
+        path = tuple([self._links[number] for number in self._topology.path(source, destination)])
+        self._paths[source, destination] = path
+        return path
+
     def start(
         self, name: Name, source: str, destination: str, size_bytes: float, now_ns: int, cap_bytes_per_s: float = 0.0
     ) -> None:
         """Send bytes from now on; ``cap_bytes_per_s`` bounds the rate, 0 for none."""
-        path = self._topology.path(source, destination)
+        path = self._paths.get((source, destination)) or self._path(source, destination)
         self._started += 1
         size_bytes = size_bytes if size_bytes > 0.0 else 0.0
         flow = self._flows[name] = _Flow(name, self._started, path, size_bytes, cap_bytes_per_s or _NO_CAP, now_ns)
         rate, shared = flow.cap, False
-        capacity, used_rate, on_link = self._capacity, self._used_rate, self._on_link
         for link in path:
-            free = capacity[link] - used_rate[link]
+            free = link.capacity - link.used_rate
             if free < rate:
                 rate = free
-            there = on_link[link]
-            if there:
+            if link.flows:
                 shared = True
-            there[name] = flow
+            link.flows[name] = flow
         end_ns = self._set_rate(flow, rate if rate > 0.0 else 0.0, now_ns)
         if shared:
             self._mark(path, now_ns)
@@ -145,20 +164,18 @@ class Fabric:
         name, moved, others = flow.name, flow.size - flow.remaining, False
         del self._flows[name]
         flow.epoch = -1
-        on_link, used_rate, used_bytes = self._on_link, self._used_rate, self.used_bytes
         for link in flow.path:
-            flows = on_link[link]
-            del flows[name]
-            used_bytes[link] += moved
-            if flows:
-                used_rate[link] -= flow.rate
+            del link.flows[name]
+            link.used_bytes += moved
+            if link.flows:
+                link.used_rate -= flow.rate
                 others = True
             else:
-                used_rate[link] = 0.0  # An empty link carries exactly nothing, whatever rounding left.
+                link.used_rate = 0.0  # An empty link carries exactly nothing, whatever rounding left.
         if others:
             self._mark(flow.path, now_ns)
 
-    def _mark(self, path: Iterable[int], now_ns: int) -> None:
+    def _mark(self, path: Iterable[_Link], now_ns: int) -> None:
         self._changed.update(dict.fromkeys(path))
         self._grid_point_ns = min(self._grid_point_ns, -(-now_ns // self._grid_ns) * self._grid_ns)
 
@@ -168,9 +185,9 @@ class Fabric:
 
     def _set_rate(self, flow: _Flow, rate: float, now_ns: int) -> int:
         """Have a flow go on at a rate; when it ends so."""
-        used_rate, more = self._used_rate, rate - flow.rate
+        more = rate - flow.rate
         for link in flow.path:
-            used_rate[link] += more
+            link.used_rate += more
         flow.rate = rate
         flow.epoch += 1
         if flow.remaining <= 0.0 or rate == _NO_CAP:
@@ -193,13 +210,13 @@ class Fabric:
             if rates[name] != flow.rate:
                 self._set_rate(flow, rates[name], now_ns)
 
-    def _connected(self, links: Iterable[int]) -> dict[Name, _Flow]:
+    def _connected(self, links: Iterable[_Link]) -> dict[Name, _Flow]:
         """Flows that share links with the given ones, directly or through others, oldest first."""
         seen = dict.fromkeys(links)
         todo = list(seen)
         found: dict[Name, _Flow] = {}
         while todo:
-            for name, flow in self._on_link[todo.pop()].items():
+            for name, flow in todo.pop().flows.items():
                 if name not in found:
                     found[name] = flow
                     for link in flow.path:
@@ -211,11 +228,11 @@ class Fabric:
     def _max_min(self, flows: dict[Name, _Flow]) -> dict[Name, float]:
         """Fill all flows evenly until a link is full or a cap is met; freeze those, and go on with the rest."""
         rates: dict[Name, float] = {}
-        members: dict[int, int] = {}
+        members: dict[_Link, int] = {}
         for flow in flows.values():
             for link in flow.path:
                 members[link] = members.get(link, 0) + 1
-        left = {link: self._capacity[link] for link in members}
+        left = {link: link.capacity for link in members}
         rest = dict(flows)
         while rest:
             share = min((left[link] / count for link, count in members.items() if count), default=float("inf"))

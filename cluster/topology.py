@@ -7,7 +7,7 @@ a host's own link and, between racks, the links of a leaf switch to the spines.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +24,13 @@ class Topology:
 
     links: tuple[Link, ...]
     _ways: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    _paths: dict[tuple[str, str], tuple[int, ...]] = field(default_factory=dict, compare=False)
 
     def path(self, source: str, destination: str) -> tuple[int, ...]:
         """Numbers of the links from one host to another; empty inside a host. KeyError for a host that is not there."""
-        known = self._paths.get((source, destination))
-        if known is None:
-            known = self._paths[source, destination] = self._path(source, destination)
-        return known
-
-    def _path(self, source: str, destination: str) -> tuple[int, ...]:
-        up, down = self._ways[source][0], self._ways[destination][1]
+        (up, _), (beside, down) = self._ways[source], self._ways[destination]
         if source == destination:
             return ()
-        if self._ways[source][0][1:] == self._ways[destination][0][1:]:
+        if up[1:] == beside[1:]:
             return (up[0], down[0])  # One rack: its leaf turns it round.
         return (*up, *reversed(down))
 
