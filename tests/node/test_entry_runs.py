@@ -82,6 +82,20 @@ def test_pages_beyond_16_tib_have_entries_too() -> None:
     assert runs.find((1 << 40) - 2) == ((1 << 40) - 2, (1 << 40) - 1, GUESTS)
 
 
+def test_a_gap_that_was_found_is_none_once_a_run_lies_there_and_one_again_after_that() -> None:
+    runs = EntryRuns(1 << 20)
+    for _ in range(2):
+        assert runs.is_gap(0, 1 << 20)
+        assert runs.is_gap(10, 20)
+        runs.put(15, 16, GUESTS)
+        assert not runs.is_gap(10, 20)
+        assert runs.is_gap(0, 15)
+        assert not runs.is_gap(0, 16)
+        assert runs.is_gap(16, 1 << 20)
+        assert not runs.is_gap(15, 1 << 20)
+        runs.clear()
+
+
 def test_nothing_is_left_of_runs_that_are_gone() -> None:
     runs = EntryRuns(1 << 20)
     for page in range(0, 6000, 2):

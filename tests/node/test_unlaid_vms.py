@@ -1,5 +1,6 @@
 """A VM that came from another host is there for whoever looks, whenever that is; until then nothing was done for it."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -209,6 +210,39 @@ def test_a_step_during_which_somebody_looks_comes_to_the_same(step):
             here.hypervisor.frames.used_bytes, here.hypervisor.frames.free_runs, here.log.close(), there.log.close(),
         ))  # fmt: skip
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("step", ["place", "export", "fill", "depart"])
+def test_a_record_that_is_asked_for_says_what_an_eager_hypervisor_s_says_and_the_move_goes_on(step):
+    ends = []
+    for eager in (False, True):
+        here, there = moved(eager=eager)
+        records = []
+
+        def ask_then(passing, one, records=records):
+            if passing == step:
+                records.append(copy.deepcopy(one.hypervisor.launched("vm")))
+
+        if step == "place":
+            ask_then(step, here)
+        move(here, there, here.guests["vm"].spec, ask_then)
+        assert len(records) == 1
+        ends.append((
+            records, on_board(there), here.now_ns, here.board.dram.resident_bytes,
+            here.hypervisor.frames.used_bytes, here.hypervisor.frames.free_runs, here.log.close(), there.log.close(),
+        ))  # fmt: skip
+    assert ends[0] == ends[1]
+
+
+def test_a_hypervisor_has_no_record_of_a_vm_that_nobody_asks_for_and_lets_no_second_one_of_its_name_come():
+    here, there = moved()
+    assert not here.hypervisor.has_record("vm")
+    assert set(here.hypervisor.places) == {"vm"}
+    with pytest.raises(ValueError, match="already"):
+        here.arrivals.prepare(here.guests["vm"].spec, lambda *_: None)
+    move(here, there, here.guests["vm"].spec)
+    assert not here.hypervisor.places
+    assert not here.hypervisor.has_record("vm")
 
 
 def test_a_step_makes_no_operations_and_takes_as_many_events(monkeypatch):

@@ -14,7 +14,9 @@ from node.vmsa import (
     VMSA_BYTES,
     VMSA_FIELDS,
     SevFeature,
+    StoredArea,
     VmsaError,
+    general_registers,
     initial_vmsa,
     load_registers,
     read_field,
@@ -99,6 +101,21 @@ def test_loading_fills_the_registers_it_is_given():
     write_field(page, "RIP", 9)
     assert load_registers(bytes(page), registers) is registers
     assert registers.rip == 9
+
+
+def test_registers_that_are_stored_when_somebody_looks_are_those_that_an_exit_stores():
+    registers = Registers()
+    for number, name in enumerate(Registers.__slots__):
+        setattr(registers, name, (number + 1) << 40)
+    page = bytearray(range(256)) * (VMSA_BYTES // 256)
+    area = StoredArea(bytes(page), general_registers(registers))
+    loaded = load_registers(area)
+    assert [getattr(loaded, name) for name in Registers.__slots__] == [
+        getattr(registers, name) for name in Registers.__slots__
+    ]
+    save_registers(registers, page)
+    assert len(area) == len(page)
+    assert area.made() == bytes(area) == page
 
 
 @pytest.mark.parametrize("value", [-1, 1 << 64, 1.5])
