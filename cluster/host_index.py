@@ -64,8 +64,9 @@ class HostIndex:
         left, right = 2 * node, 2 * node + 1
         changed = False
         for figures in self._figures:
-            most = figures[left]
-            most = max(most, figures[right])
+            most, other = figures[left], figures[right]
+            if other > most:
+                most = other
             if figures[node] != most:
                 figures[node], changed = most, True
         return changed

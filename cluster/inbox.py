@@ -35,11 +35,11 @@ class Inbox:
         outbox: list[Message], promise: Callable[[int], int],
     ) -> None:  # fmt: skip
         self._env = env
-        self._receive = receive
-        self._outbox = outbox
         self._promise = promise
         self._waiting: list[Message] = []
         self._queue = env._queue  # noqa: SLF001 - ``peek`` is a call for each look at it
+        self._parts = (env, self._queue, self._waiting, receive, outbox)
+        """What every advance needs, at hand."""
         self.events = 0
         """How many were done so far."""
 
@@ -65,7 +65,7 @@ class Inbox:
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do what comes before ``horizon_ns``, letters of one nanosecond as one event."""
-        env, waiting, queue, outbox = self._env, self._waiting, self._queue, self._outbox
+        env, queue, waiting, receive, outbox = self._parts
         mail_ns: int = waiting[0].time_ns if waiting else NEVER
         local_ns: Any = queue[0][0] if queue else NEVER  # Whole numbers, which SimPy's types do not know.
         next_ns = mail_ns if mail_ns < local_ns else local_ns
@@ -74,7 +74,7 @@ class Inbox:
             if mail_ns <= local_ns:
                 env._now = mail_ns  # noqa: SLF001 - nothing is planned before; an event would say the same
                 while mail_ns == next_ns:
-                    self._receive(heappop(waiting))
+                    receive(heappop(waiting))
                     mail_ns = waiting[0].time_ns if waiting else NEVER
             else:
                 # What ``env.step`` does, without a call for each event.

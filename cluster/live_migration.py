@@ -363,7 +363,7 @@ class LiveMigrations:
         one.frame_bytes = bytes_of(frames)
         carried = hold_back(one, unsent_pages, now_ns)
         dirty = one.precopy.dirty_bytes(now_ns) + written_pages * PAGE_BYTES
-        left = min(dirty, one.precopy.memory_bytes)
+        left = dirty if dirty < one.precopy.memory_bytes else one.precopy.memory_bytes
         if one.guest.migration_handler and not self.settings.handler_believes_log:
             left = one.precopy.memory_bytes
         if one.ahead:
@@ -392,13 +392,15 @@ class LiveMigrations:
             new_bytes, one.told_bytes = max(0, size_bytes - one.told_bytes), 0
             one.private_pages = -(-(new_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
             self._tell_round(one)
-        size_bytes = max(0, size_bytes - carried_bytes)
+        if carried_bytes:
+            size_bytes = max(0, size_bytes - carried_bytes)
         ratio = 1.0 if one.platforms else self.settings.compression_ratio  # Ciphertext does not become shorter.
         cap = self.settings.handler_cap(one.guest.vcpus) if by_handler else _cap_of(self.settings)
         wire_bytes = size_bytes * ratio
         if zero_bytes:
             wire_bytes, cap = self.settings.without_zeros(size_bytes, zero_bytes, ratio)
-        one.wire_ratio = max(_LEAST_RATIO, wire_bytes / max(1, size_bytes))
+        wire_ratio = wire_bytes / size_bytes if size_bytes else 0.0
+        one.wire_ratio = wire_ratio if wire_ratio > _LEAST_RATIO else _LEAST_RATIO
         one.flow_bytes = size_bytes
         one.wire_bytes += round(wire_bytes)
         self.fabric.start(one.number, one.source, one.destination, wire_bytes, now_ns, cap)

@@ -24,9 +24,8 @@ class Admission:
     _active: dict[str, int] = field(default_factory=dict)
     _total: int = 0
     _lines: dict[str, list[tuple[int, int, str, str]]] = field(default_factory=dict)
+    """Of those that somebody stands in, though one that emptied since is there until somebody looks."""
     _came: int = 0
-    _waiting: int = 0
-    """How many stand in lines."""
 
     def ask(self, number: int, source: str, destination: str) -> bool:
         """Whether a migration may begin now; if not it stands in line, and ``release`` will name it."""
@@ -38,16 +37,19 @@ class Admission:
         self._total -= 1
         for host in (source, destination):
             self._active[host] -= 1
-        if not self._waiting:
+        lines = self._lines
+        if not lines:
             return []
         admitted: list[tuple[int, int]] = []
-        keys = (_FLEET, source, destination)
-        while waiting := [(line[0], key) for key in keys if (line := self._lines.get(key)) and self._free(key)]:
+        keys = [key for key in (_FLEET, source, destination) if key in lines]
+        while waiting := [(lines[key][0], key) for key in keys if lines[key] and self._free(key)]:
             first, key = min(waiting)
-            heapq.heappop(self._lines[key])
-            self._waiting -= 1
+            heapq.heappop(lines[key])
             if self._try(first):
                 admitted.append(first[:2])
+        for key in keys:
+            if not lines[key]:
+                del lines[key]
         return [number for _, number in sorted(admitted)]
 
     def forget(self, number: int) -> None:
@@ -56,7 +58,6 @@ class Admission:
             for entry in line:
                 if entry[1] == number:
                     line.remove(entry)
-                    self._waiting -= 1
                     heapq.heapify(line)
                     return
 
@@ -80,5 +81,4 @@ class Admission:
             active[source], active[destination] = at_source + 1, at_destination + 1
             return True
         heapq.heappush(self._lines.setdefault(key, []), entry)
-        self._waiting += 1
         return False

@@ -271,9 +271,11 @@ class Precopy:
             before, size = self._dirty[number], float(pool.working_set_bytes)
             if before < size:
                 grown = size - (size - before) * math.exp(-pool.write_bytes_per_s * passed_s / size)
-                self._dirty[number] = max(before, grown)
+                if grown > before:
+                    self._dirty[number] = grown
         if self._unsent is None:
-            return min(self.memory_bytes, math.ceil(sum(self._dirty)))
+            dirty_bytes = math.ceil(sum(self._dirty))
+            return dirty_bytes if dirty_bytes < self.memory_bytes else self.memory_bytes
         return min(self.memory_bytes, round(self._left().total))
 
     def _left(self) -> Unsent:

@@ -52,6 +52,8 @@ class Together:
         self._first.append((NEVER, len(self._next)))  # Nobody's, so that there is always a first.
         self._next.append(NEVER)
         heapify(self._first)
+        self._beneath = [NEVER] * len(self._next)
+        """What each had for its next event before mail came: that stands in the heap still, but for ``NEVER``."""
         self._heard: list[Message] = []
         """What hosts have said and the control plane has not acted on: a heap."""
         self._moved: list[int] = []
@@ -75,7 +77,8 @@ class Together:
         Raises ProtocolViolationError for mail to nobody, or from the past, and where anybody breaks a promise.
         """
         entities, numbers, following, first = self._entities, self._numbers, self._next, self._first
-        heard, promises, promised_ns, moved = self._heard, self._promises, self._promised_ns, self._moved
+        beneath, heard, moved = self._beneath, self._heard, self._moved
+        promises, promised_ns = self._promises, self._promised_ns
         end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
         furthest_ns, windows, window_ns = self._furthest_ns, self.windows, self._window_ns
         events = acts = 0
@@ -115,7 +118,7 @@ class Together:
                         raise wrong_mail(message, acted_ns, here=to is not None)
                     entities[to].deliver(message)
                     if time_ns < following[to]:
-                        following[to] = time_ns
+                        beneath[to], following[to] = following[to], time_ns
                         heappush(first, (time_ns, to))
                     if time_ns < promises[to]:
                         promises[to] = time_ns
@@ -160,7 +163,7 @@ class Together:
                 if next_ns >= horizon_ns:
                     break
             moved.append(number)
-            if next_ns == NEVER:
+            if next_ns == beneath[number]:
                 heappop(first)
             else:
                 heapreplace(first, (next_ns, number))

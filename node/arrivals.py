@@ -95,11 +95,13 @@ class Arrivals:
         if before is not None and before.state is _ARRIVING and before.unwanted:
             self._next[spec.name] = (spec, told)  # What was kept for it before is still being given back.
             return
-        host.check_name(spec.name)
+        if before is not None:
+            host.check_name(spec.name)
         host.departures.chains.pop(spec.name, None)
         guest = Guest(spec, host.clock.now_ns, state=_ARRIVING)
         host.guests[spec.name] = guest
-        host.want_certificates(spec)
+        if host.certificates is not None:
+            host.want_certificates(spec)
         if spec.generation is _PLAIN and not (spec.disk or spec.network or spec.devices):
             host.board.unlaid.expect(spec.name)
             if spec.name not in host.tasks.promises and host.unlaid_moves.receive(guest):

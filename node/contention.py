@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
+from math import ceil
 from typing import NamedTuple
 
 from node.cache_shares import CacheUser, crowding
@@ -254,9 +255,9 @@ class Contention:
         if step == 0:
             return
         self._now_ns = now_ns
-        excess = self.latency_ns - self._idle_latency_ns
         if not self._loads and self.ledger is None:
             return  # Nobody moves bytes either.
+        excess = self.latency_ns - self._idle_latency_ns
         for alike in self._loads.values():
             work = alike.rate * step
             alike.retired += work
@@ -319,11 +320,10 @@ class Contention:
 
     def solve(self) -> None:
         """Find rates and latency for the phases that now run."""
-        if self._sharing is not None and (
-            len(self._phases) > self._sharing.cores or self._crowdable or self._uneven or self._slowing
-        ):
-            self._share(self._sharing)
-        if len(self._phases) > self._threads:
+        phases, sharing = len(self._phases), self._sharing
+        if sharing is not None and (phases > sharing.cores or self._crowdable or self._uneven or self._slowing):
+            self._share(sharing)
+        if phases > self._threads:
             self._solve_overcommitted()
             return
         if self._overcommitted:
@@ -418,7 +418,7 @@ class Contention:
             left = (alike.ends[0][0] - alike.retired) / alike.rate
             if left < first:  # noqa: PLR1730 - a call costs as much as the rest
                 first = left
-        return self._now_ns + max(1, -int(-first // 1)) if first < _ENDLESS_NS else NEVER_NS
+        return self._now_ns + max(1, ceil(first)) if first < _ENDLESS_NS else NEVER_NS
 
     def completed(self) -> list[int]:
         """The slots of the phases that are done at the present time, in ascending order; they stay until stopped."""

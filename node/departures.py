@@ -100,7 +100,8 @@ class Departures:
             return refusal
         assert guest is not None
         host.contention.advance(host.clock.now_ns)
-        host.arrivals.settled_elsewhere(name)
+        if host.arrivals.settling:
+            host.arrivals.settled_elsewhere(name)
         if not (guest.spec.generation in SEALED or guest.spec.migration_agent or guest.spec.migration_handler):
             host.streams.begin(name)
             host.clock.settle()
@@ -231,7 +232,7 @@ class Departures:
             assert guest.dirty_log is not None
             if guest.network is not None:
                 self._host.network.settle(guest)
-            departure.chain = self.chains[name] = self._host.log.leave(name, self._host.clock.now_ns)
+            departure.chain = self.chains[name] = guest.chain.leave(self._host.clock.now_ns)
             written = guest.dirty_log.written_since(since_ns)
             unsent = self._host.tasks.uncopied(name)
             done(_new(Stopped, (state, GuestBooks.of(guest, departure.chain), written, parked_ns, unsent)))

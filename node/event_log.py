@@ -57,10 +57,6 @@ class EventLog:
         self._chains[entity] = begun
         return begun
 
-    def leave(self, entity: str, now_ns: int) -> ChainEnd:
-        """Hand the chain of an entity that goes elsewhere over; closed buckets stay here."""
-        return self.chain(entity).leave(now_ns)
-
     def enter(self, entity: str, end: tuple[int, int, bytes]) -> None:
         """Go on with the chain of an entity that came."""
         found = self._chains.get(entity)
@@ -100,15 +96,16 @@ class Chain:
         Which vCPU did it and how long it took follow from the rest of a run; only logs keep them.
         """
         if now_ns >= self._end_ns:
-            self._close_bucket()
-            self._bucket = now_ns // self._bucket_ns
-            self._end_ns = (self._bucket + 1) * self._bucket_ns
+            self._open_bucket(now_ns)
         self._count += 1
         self._update(_RECORD.pack(now_ns, kind, first, second))
 
     def record_octets(self, now_ns: int, kind: HostEvent, octets: bytes, about: str = "") -> None:
         """Add one event that carries bytes, such as a launch digest; ``about`` is the VM, where they do not say."""
-        self.record(now_ns, kind, len(octets))
+        if now_ns >= self._end_ns:
+            self._open_bucket(now_ns)
+        self._count += 1
+        self._update(_RECORD.pack(now_ns, kind, len(octets), 0))
         self._update(octets)
 
     keeps = False
@@ -120,7 +117,7 @@ class Chain:
         """Keep a record that is no part of the digest, if anybody wished for it."""
 
     def leave(self, now_ns: int) -> ChainEnd:
-        """The open bucket goes along; nothing of it is left here."""
+        """Hand the chain over to where its entity goes: the open bucket goes along, closed ones stay here."""
         if now_ns >= self._end_ns:
             self._close_bucket()
             self._bucket = now_ns // self._bucket_ns
@@ -134,6 +131,11 @@ class Chain:
         self._end_ns = (self._bucket + 1) * self._bucket_ns
         self._hash = hashlib.blake2b(digest, digest_size=16)
         self._update = self._hash.update
+
+    def _open_bucket(self, now_ns: int) -> None:
+        self._close_bucket()
+        self._bucket = now_ns // self._bucket_ns
+        self._end_ns = (self._bucket + 1) * self._bucket_ns
 
     def _close_bucket(self) -> None:
         if self._count:

@@ -300,7 +300,8 @@ class Host:
             return
         guest.state = _PAUSED
         self.vcpus.pause(guest, parked)
-        self.clock.settle()
+        if self.clock.unsettled:
+            self.clock.settle()
 
     def resume(self, name: str) -> None:
         """Rebuild a paused VM's programs from its specification and go on from its save areas."""
@@ -309,7 +310,8 @@ class Host:
             return
         guest.state = _RUNNING
         self.vcpus.resume(guest)
-        self.clock.settle()
+        if self.clock.unsettled:
+            self.clock.settle()
 
     def close(self, end_ns: int) -> None:
         """Bring the books up to ``end_ns``: phases that still run are credited with what they did."""

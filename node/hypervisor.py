@@ -138,9 +138,9 @@ class Hypervisor:
             self._vms[vm] = place.record()
         return place is not None
 
-    def holds(self, vm: str) -> bool:
-        """Whether it has anything of a VM; that is no look."""
-        return vm in self.places or dict.__contains__(self._vms, vm)
+    def has_record(self, vm: str) -> bool:
+        """Whether there is one of a VM; that is no look."""
+        return dict.__contains__(self._vms, vm)
 
     def image(self, key: str) -> FirmwareImage:
         """The firmware of that key."""

@@ -52,7 +52,8 @@ class MigrationLoads:
         """It is over; nothing happens where there is none."""
         slots = self._slots.pop(vm, None)
         if slots is not None:
-            self._release(slots)
+            for slot in slots:
+                self._cores.release(slot)
             if self._slots:
                 self._share()
 

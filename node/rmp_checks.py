@@ -7,7 +7,7 @@ those of the fault that the core would take.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 
 from node.entry_runs import IN_DRAM, Run
 from node.platform import Protection
@@ -199,17 +199,17 @@ class RmpChecks:
 
     def enter(self, spa: int) -> None:
         """A vCPU begins to run with a save area: until ``leave`` nobody may change its entry."""
-        page = spa // PAGE_BYTES
-        at = bisect_left(self._in_use, page)
-        if self._in_use[at : at + 1] != [page]:
-            insort(self._in_use, page)
+        page, in_use = spa // PAGE_BYTES, self._in_use
+        at = bisect_left(in_use, page)
+        if at == len(in_use) or in_use[at] != page:
+            in_use.insert(at, page)
 
     def leave(self, spa: int) -> None:
         """It runs no longer."""
-        page = spa // PAGE_BYTES
-        at = bisect_left(self._in_use, page)
-        if self._in_use[at : at + 1] == [page]:
-            del self._in_use[at]
+        page, in_use = spa // PAGE_BYTES, self._in_use
+        at = bisect_left(in_use, page)
+        if at < len(in_use) and in_use[at] == page:
+            del in_use[at]
 
     def first_in_use(self, start: int, end: int) -> int | None:
         """The first page of [start, end) that is the save area of a running vCPU."""

@@ -30,14 +30,14 @@ class RunningVcpus:
         """Save areas in use."""
         self._scheduled: set[Who] = set()
         """Whom the host's scheduler runs, if they are not out for a while."""
-        self._threads: dict[int, Who] = {}
+        self.threads: dict[int, Who] = {}
         """Whom ``VmRun`` put where."""
         self.preempted: set[Who] = set()
         """Of the scheduler's those that are out until it enters them again."""
 
     def schedule(self, who: Who, area: int) -> None:
         """The host's scheduler enters a vCPU with a save area."""
-        if self._threads:
+        if self.threads:
             self._off_thread(who)
         self._scheduled.add(who)
         self.preempted.discard(who)
@@ -45,15 +45,15 @@ class RunningVcpus:
 
     def take(self, who: Who, thread: int, area: int) -> None:
         """A thread, which is free, enters a vCPU by VMRUN."""
-        if self._threads:
+        if self.threads:
             self._off_thread(who)
-        self._threads[thread] = who
+        self.threads[thread] = who
         self.preempted.discard(who)
         self._use(who, area)
 
     def thread_of(self, who: Who) -> int | None:
         """Where ``VmRun`` put a vCPU that still runs there."""
-        return next((thread for thread, one in self._threads.items() if one == who), None)
+        return next((thread for thread, one in self.threads.items() if one == who), None)
 
     def is_scheduled(self, who: Who) -> bool:
         """Whether the host's scheduler has entered a vCPU, and it has not exited since."""
@@ -61,16 +61,11 @@ class RunningVcpus:
 
     def runs_on(self, thread: int) -> bool:
         """Whether a vCPU runs where ``VmRun`` put it, on this thread."""
-        return thread in self._threads
-
-    @property
-    def any_on_threads(self) -> bool:
-        """Whether a vCPU runs where ``VmRun`` put it."""
-        return len(self._threads) > 0
+        return thread in self.threads
 
     def vacate(self, thread: int) -> None:
         """A thread is about to execute VMRUN: what ran there by ``VmRun`` has exited."""
-        who = self._threads.pop(thread, None)
+        who = self.threads.pop(thread, None)
         if who is not None:
             self.preempt(who)
 
@@ -83,24 +78,24 @@ class RunningVcpus:
 
     def leave(self, who: Who) -> None:
         """A vCPU is off its core for good; one that is already is left alone."""
-        if not (who in self._areas or who in self._scheduled or self._threads):
+        if not (who in self._areas or who in self._scheduled or self.threads):
             return
         self._scheduled.discard(who)
         self.preempted.discard(who)
-        if self._threads:
+        if self.threads:
             self._off_thread(who)
         self._use(who, None)
 
     def forget(self, vm: str) -> None:
         """A VM's control blocks go: what ``VmRun`` entered with them has exited."""
-        for thread, who in list(self._threads.items()):
+        for thread, who in list(self.threads.items()):
             if who[0] == vm:
                 self.vacate(thread)
 
     def _off_thread(self, who: Who) -> None:
-        for thread, one in list(self._threads.items()):
+        for thread, one in list(self.threads.items()):
             if one == who:
-                del self._threads[thread]
+                del self.threads[thread]
 
     def _use(self, who: Who, area: int | None) -> None:
         before = self._areas.get(who)

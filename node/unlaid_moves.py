@@ -87,7 +87,9 @@ class UnlaidMoves:
         """As ``receive``: what the VM will need is taken."""
         hypervisor, spec, unlaid = self._hypervisor, guest.spec.machine, self._unlaid
         vm = spec.name
-        if hypervisor is None or hypervisor.holds(vm) or vm not in unlaid.vms or vm in self._tasks.lines:
+        if hypervisor is None or vm not in unlaid.vms or vm in self._tasks.lines:
+            return False
+        if vm in self._places or hypervisor.has_record(vm):
             return False
         if spec.cpu_model or spec.launched_on:
             return False  # Of the latter the hypervisor asks whether its processors show all that they are shown.

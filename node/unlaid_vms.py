@@ -177,17 +177,13 @@ class UnlaidVms:
             one.done.append(op.HostWrite(spa, page))
         one.stored = {}
 
-    # Whole batches of ``node.unlaid_moves``, which makes no operations of them. False where they cannot be put off,
-    # with nothing changed.
-
-    def of(self, vm: str) -> _Unlaid | None:
-        """What was written down of a VM whose operations nobody watches."""
-        return self.vms.get(vm) if self._board.observer is None else None
+    # Whole batches of ``node.unlaid_moves``, which makes no operations of them. False or None where they cannot be put
+    # off, as where somebody watches, with nothing changed.
 
     def build(self, vm: str, tables: tuple[int, int], ram: tuple[int, int], maps: Maps) -> bool:
         """A ``NestedBuild`` over memory in one piece, with tables that are known to be enough."""
-        one = self.of(vm)
-        if one is None or one.done:
+        one = self.vms.get(vm)
+        if one is None or one.done or self._board.observer is not None:
             return False
         try:
             for spa, length in (tables, ram):
@@ -205,8 +201,10 @@ class UnlaidVms:
 
         What the loads bring; None where it cannot be put off.
         """
-        one, board = self.of(vm), self._board
-        if one is None or one.contents or one.areas or len(one.ram) != 1 or board.running.any_on_threads:
+        one, board = self.vms.get(vm), self._board
+        if one is None or board.observer is not None or board.running.threads:
+            return None
+        if one.contents or one.areas or len(one.ram) != 1:
             return None
         laid: dict[int, bytes] = {}
         for gpa, data in pages:
@@ -244,13 +242,13 @@ class UnlaidVms:
 
     def pages(self, vm: str) -> Pages | None:
         """What a VM's memory holds, by GPA, as long as it is what it came with; None where nobody knows at once."""
-        one = self.of(vm)
-        return None if one is None else one.pages
+        one = self.vms.get(vm)
+        return None if one is None or self._board.observer is not None else one.pages
 
     def read(self, vm: str, vcpus: int) -> tuple[tuple[bytes | StoredArea, ...], Pages] | None:
         """Save areas of its first vCPUs, and the same; None likewise."""
-        one = self.of(vm)
-        if one is None or one.pages is None:
+        one = self.vms.get(vm)
+        if one is None or one.pages is None or self._board.observer is not None:
             return None
         areas, stored, contents = one.areas, one.stored, one.contents
         found = tuple([stored[vcpu] if vcpu in stored else contents[areas[vcpu]] for vcpu in range(vcpus)])
@@ -258,8 +256,8 @@ class UnlaidVms:
 
     def leave(self, vm: str, others: Sequence[int]) -> bool:
         """All of a VM's memory is cleared, with pages beside it of the hypervisor's own, and its control blocks go."""
-        one = self.of(vm)
-        if one is None or len(one.ram) != 1:
+        one = self.vms.get(vm)
+        if one is None or len(one.ram) != 1 or self._board.observer is not None:
             return False
         kept = one.kept
         try:
@@ -368,7 +366,7 @@ class UnlaidVms:
         """The block is in order, as ``VmrunChecks`` has it: since it was filled nobody changed it or its save area."""
         board = self._board
         area = one.areas.get(run.vcpu) if run.vm == vm else None
-        if area is None or not 0 <= run.core < board.product.threads or board.running.any_on_threads:
+        if area is None or not 0 <= run.core < board.product.threads or board.running.threads:
             raise _NowError
         board.running.take((vm, run.vcpu), run.core, area)
         return 0

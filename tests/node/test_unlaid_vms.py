@@ -95,7 +95,7 @@ def on_board(one):
     octets = [board.dram.read(spa, length) for spa, length in runs]
     vmcb = board.vmcb("vm", 0)
     mapped = vmcb.nested.translate(record.ram[0][0], record.ram[0][2])
-    running = dict(board.running._areas), set(board.running._scheduled), dict(board.running._threads)
+    running = dict(board.running._areas), set(board.running._scheduled), dict(board.running.threads)
     return (
         octets, dataclasses.replace(vmcb, nested=None), vmcb.nested.nested_cr3, mapped, running,
         board.residents.at_home(vmcb), board.backing("vm"), registers(one), one.now_ns,
