@@ -89,7 +89,7 @@ class UnlaidMoves:
         vm = spec.name
         if hypervisor is None or vm not in unlaid.vms or vm in self._tasks.lines:
             return False
-        if vm in self._places or hypervisor.has_record(vm):
+        if vm in hypervisor.places or hypervisor.has_record(vm):
             return False
         if spec.cpu_model or spec.launched_on:
             return False  # Of the latter the hypervisor asks whether its processors show all that they are shown.
