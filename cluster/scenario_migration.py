@@ -46,7 +46,7 @@ class MigrationSettings(ScenarioPart):
     connections: Annotated[int, Strict(), Field(ge=1, le=128)] = 1
     """Connections of each migration; one moves what the cost table says (Cloud Hypervisor: 1 to 128)."""
     bandwidth: Rate | None = None
-    """What each migration may take of the network. Default: all that it gets."""
+    """What each migration may take of the network. Default, and with 0: all that it gets."""
     compression: Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     """Bytes on the wire for each byte of memory, with zstd; not of SEV guests, whose pages are noise. Default: none."""
     zero_pages: Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)] | None = None
@@ -72,7 +72,7 @@ class MigrationSettings(ScenarioPart):
     throttle_max: Annotated[float, Strict(), Field(gt=0, le=0.99)] = 0.99
     """And at most (QEMU: 99 %)."""
     dirty_limit: Rate | None = None
-    """What each vCPU may write at most while its machine is copied. Default: no limit."""
+    """What each vCPU may write at most while its machine is copied. Default, and with 0: no limit."""
     recover_after: Duration = 1_000_000_000
     """After a link broke and is back: how long until somebody has a machine's post-copy go on."""
     let_go_within: Duration = 60_000_000_000
