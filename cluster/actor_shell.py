@@ -59,11 +59,14 @@ class ActorShell:
     after the code is in place, since opening it imports.
     """
 
-    def __init__(self, offer: Offer, made_of: bytes) -> None:
+    offer: Offer
+    """The code to let in: of a class of whoever spawns it, with which it travels."""
+
+    def __init__(self, made_of: bytes) -> None:
         self._object: Any = None
         self._problem = ""
         try:
-            _let_in(offer)
+            _let_in(self.offer)
             kind, arguments = pickle.loads(made_of)  # noqa: S301 - from the driver, whose code runs here anyway
         except Exception as error:  # noqa: BLE001 - whatever keeps the code from being imported here stands in the papers
             self._problem = f"{type(error).__name__}: {error}"

@@ -39,7 +39,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cluster import actor_shell
-from cluster.actor_shell import ActorShell, Papers
+from cluster.actor_shell import ActorShell, Offer, Papers
 from cluster.cluster_address import ClusterFacts, facts_of, parsed_address
 from cluster.code_bundle import difference, offer, own_papers
 from cluster.daemon_watch import DaemonEnded, DaemonWatch
@@ -65,6 +65,7 @@ LEAVE_S = 5.0
 ARRIVE_S = 120.0
 """How long workers may take to answer for the first time: on a busy machine each starts a Python that imports Ray."""
 _NOT_STARTED = "sevfleet: Ray did not start:"
+_ENDED_BY_RAY = "this process was ended; Ray does so where it loses its own processes on this machine"
 _TALKATIVE = ("print_to_stdstream", "listen_error_messages")
 """Functions of Ray's client that print: what processes say, and a stack when the head's server is gone."""
 _HEALTH = "health"
@@ -182,20 +183,27 @@ class Actors:
 
         One that an actor spawns lives on its machine.
         """
-        return self._spawn(offer(archive=False), self._here(), kind, arguments)
+        return self._spawn(self._here(), kind, arguments)
 
     def _here(self) -> Any:
         return _on_node(self.ray.get_runtime_context().get_node_id())
 
-    def _spawn(self, code: object, where: Any, kind: type, arguments: tuple[object, ...]) -> Actor:
+    def _offer(self) -> Offer:
+        """The code that new actors are to run."""
+        return offer(archive=False)
+
+    def _spawn(self, where: Any, kind: type, arguments: tuple[object, ...]) -> Actor:
         pickler = self.ray.cloudpickle
         if kind not in self._kinds:
-            # A class of its own, so that process lists name what an actor is. It goes to workers that have no code yet.
+            # A class of its own, so that process lists name what an actor is. It goes to workers that have no code yet,
+            # and takes it along: Ray keeps classes with the cluster's head. What lay in this machine's store and is
+            # lost with it, Ray puts there again, fails, and ends this process.
             pickler.register_pickle_by_value(actor_shell)
-            shell = type(kind.__name__, (ActorShell,), {"__module__": ActorShell.__module__})
+            own = {"__module__": ActorShell.__module__, "offer": self._offer()}
+            shell = type(kind.__name__, (ActorShell,), own)
             self._kinds[kind] = self.ray.remote(num_cpus=0, max_restarts=0, concurrency_groups={_HEALTH: 1})(shell)
         made = self._kinds[kind].options(scheduling_strategy=where)
-        return Actor(made.remote(code, pickler.dumps((kind, arguments))))
+        return Actor(made.remote(pickler.dumps((kind, arguments))))
 
     def kill(self, actor: Actor) -> None:
         """End an actor, whatever it does; what it was asked stays without an answer."""
@@ -269,9 +277,8 @@ class RayCluster(Actors):
         self._losses: Counter[str | None] = Counter()
         """How many actors had to be killed on each node, or were lost there."""
         self._places: dict[Actor, Call] = {}
-        self._code: Any = None
-        """The code for workers, while some of them are to arrive."""
-        self._arriving: set[Actor] = set()
+        self._lasting = contextlib.ExitStack()
+        """What ends with the cluster."""
         self._theirs: dict[str, Any] = {}
         """Functions of Ray's that are silent meanwhile."""
         self._processes: frozenset[Process] = frozenset()
@@ -328,6 +335,7 @@ class RayCluster(Actors):
                 }  # fmt: skip
             else:
                 which = {"address": self.address}
+                self._lasting.enter_context(LastWords(f"sevfleet: {self.address}: {_ENDED_BY_RAY}"))
             # As Ray's own client has it: workers then do not look for modules in this process's working folder first,
             # where anything may lie under the name of a library.
             which["job_config"] = ray.job_config.JobConfig(_client_job=True)
@@ -382,27 +390,31 @@ class RayCluster(Actors):
         for name in _TALKATIVE:
             setattr(module, name, lambda *_, **__: None)
 
+    def _offer(self) -> Offer:
+        """With an archive where workers may be on other machines."""
+        return offer(archive=self.address is not None)
+
     def spawn(self, kind: type, *arguments: object) -> Actor:
         """As in ``Actors``, not to be interrupted. In a cluster that we joined, actors spread over its machines."""
         with HeldSignals():
-            if self._code is None:
-                joined = self.address is not None
-                self._code = self.ray.put(offer(archive=True)) if joined else offer(archive=False)
             node = None if self.address is None else self._emptiest_node()
-            actor = self._spawn(self._code, "DEFAULT" if node is None else _on_node(node), kind, arguments)
+            actor = self._spawn("DEFAULT" if node is None else _on_node(node), kind, arguments)
             self._actors[actor] = node
-            self._arriving.add(actor)
             return actor
 
-    def _emptiest_node(self) -> str | None:
+    def _emptiest_node(self) -> str:
         """The machine with the fewest losses, then with the fewest of our actors a core.
 
-        Ray spreads only actors that ask for cores, and a machine that is gone is on its list for a while.
+        Ray spreads only actors that ask for cores, and a machine that is gone is on its list for a while. Where none is
+        left it would wait for one: raises ClusterLostError.
         """
         taken = Counter(self._actors.values())
         offered = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in self.ray.nodes() if node["Alive"]}
         choice = sorted((self._losses[node], taken[node] / cpus, node) for node, cpus in offered.items() if cpus)
-        return choice[0][-1] if choice else None
+        if not choice:
+            raise ClusterLostError(f"{self.address}: no machine of the cluster with cores is there")
+        *_, node = choice[0]
+        return str(node)
 
     def check(self, actors: Sequence[Actor]) -> None:
         """Let actors that are new show their papers. Raises ClusterError if one is not what runs here.
@@ -417,21 +429,10 @@ class RayCluster(Actors):
         if (wrong := difference(own_papers(), papers)) is not None:
             raise ClusterError(f"{self.address or 'Ray'}: {wrong}")
         self._places[actor] = actor.whereabouts()
-        self._arrived(actor)
-
-    def _arrived(self, actor: Actor) -> None:
-        """Nothing of ours stays in Ray's store once everybody has read it.
-
-        What lay there when this machine's store is lost, Ray puts there again, fails, and ends this process.
-        """
-        self._arriving.discard(actor)
-        if not self._arriving:
-            self._code = None
 
     def kill(self, actor: Actor) -> None:
         """As in ``Actors``; also one that is stopped (SIGSTOP), which Ray would leave there."""
         self._losses[self._actors.pop(actor, None)] += 1
-        self._arrived(actor)
         asked = self._places.pop(actor, None)
         (place,) = [None] if asked is None else Actors.settled(self, [asked], 0)
         if self._is_well():
@@ -504,6 +505,7 @@ class RayCluster(Actors):
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder = None
+            self._lasting.close()
 
     def _end(self) -> None:
         processes = self._processes | self._family()
@@ -517,9 +519,8 @@ class RayCluster(Actors):
         end_of(processes, LEAVE_S)
         for name, function in self._theirs.items():
             setattr(self._ray._private.worker, name, function)  # noqa: SLF001
-        self._actors, self._places, self._kinds, self._code, self._still = {}, {}, {}, None, {}
+        self._actors, self._places, self._kinds, self._still = {}, {}, {}, {}
         self._losses.clear()
-        self._arriving.clear()
         self._processes, self._ray = frozenset(), None
 
 

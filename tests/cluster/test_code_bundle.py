@@ -52,7 +52,7 @@ spec.loader.exec_module(shell)
 offer, made_of = pickle.load(sys.stdin.buffer)
 if "imported" in sys.argv:
     sys.modules["cluster"] = sys  # another package of this name was imported before
-actor = shell.ActorShell(offer, made_of)
+actor = type("Shell", (shell.ActorShell,), {"offer": offer})(made_of)
 papers = actor.papers()
 answer = b"" if papers[-1] else actor.call("start", None, [])
 sys.stdout.buffer.write(pickle.dumps((papers, answer)))
@@ -111,7 +111,7 @@ def test_without_any_code_the_papers_say_so(tmp_path: Path) -> None:
 
 
 def test_an_actor_that_was_not_let_in_says_why_instead_of_what_it_is_asked() -> None:
-    shell = ActorShell((code_hash(), "/nowhere", b""), pickle.dumps((list, ())))
+    shell = type("Shell", (ActorShell,), {"offer": (code_hash(), "/nowhere", b"")})(pickle.dumps((list, ())))
     with pytest.raises(ImportError, match=r"^FileNotFoundError: the driver's code is not on this machine as"):
         shell.call("index", 1)
 

@@ -252,6 +252,32 @@ def test_a_cluster_that_wants_a_token_says_so_and_lets_in_who_has_it(tmp_path: P
                 look_at(address)
 
 
+@pytest.mark.ray
+def test_a_cluster_that_loses_this_machine_while_workers_start_is_named_in_one_line(tmp_path: Path) -> None:
+    """Where Ray ends the process itself, somebody else says so."""
+    with ray_head(tmp_path, "127.0.0.1", {}) as address:
+        (raylet,) = [pid for pid in pids() if f"-{os.getpid()}-".encode() in environment_of(pid) and is_raylet(pid)]
+        program = (
+            "import os, signal, sys; from cluster import seat; from cluster.cli import main;"
+            "begin = seat.Seat.begin_arrival;"
+            "seat._BEGIN[seat.Step.ARRIVE] = lambda self: (begin(self), os.kill(int(sys.argv[1]), signal.SIGKILL))[0];"
+            "sys.exit(main(sys.argv[2:]))"
+        )
+        run_there = [sys.executable, "-P", "-c", program, str(raylet), "run", "quiet", "--quiet", "--address", address]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        done = subprocess.run(
+            run_there, env=environment | {"PYTHONPATH": str(code_root())}, capture_output=True, text=True, check=False,
+            timeout=120,
+        )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("sevfleet: ")]
+    assert address in line
+
+
+def is_raylet(pid: int) -> bool:
+    return command_of(pid).split(" ")[0].endswith("raylet/raylet")
+
+
 SPACES = {f"sf-{os.getpid()}-1": "10.213.7.1", f"sf-{os.getpid()}-2": "10.213.7.2"}
 """Two network namespaces, as good as machines for what crosses a network, and their addresses."""
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from cluster.ray_cluster import (
     Actor,
     ActorLostError,
     Actors,
+    ClusterLostError,
     Missing,
     NoAnswerError,
     RayCluster,
@@ -205,3 +207,17 @@ def test_no_folder_for_sockets_at_all_is_an_error_that_names_the_variable(monkey
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(FolderError, match=f"TMPDIR: expected a folder of at most {LONGEST_FOLDER} bytes"):
         short_folder()
+
+
+def test_a_cluster_without_a_machine_is_lost_and_one_with_some_gives_the_emptiest() -> None:
+    cluster = RayCluster("10.0.0.1:6379")
+    nodes = [
+        {"NodeID": "gone", "Alive": False, "Resources": {"CPU": 8.0}},
+        {"NodeID": "head", "Alive": True, "Resources": {}},
+    ]
+    cluster._ray = SimpleNamespace(nodes=lambda: nodes)
+    with pytest.raises(ClusterLostError, match=r"^10.0.0.1:6379: no machine of the cluster with cores is there$"):
+        cluster._emptiest_node()
+    nodes += [{"NodeID": name, "Alive": True, "Resources": {"CPU": 2.0}} for name in ("lossy", "calm")]
+    cluster._losses["lossy"] += 1
+    assert cluster._emptiest_node() == "calm"
