@@ -405,11 +405,15 @@ class RayCluster(Actors):
     def _emptiest_node(self) -> str:
         """The machine with the fewest losses, then with the fewest of our actors a core.
 
-        Ray spreads only actors that ask for cores, and a machine that is gone is on its list for a while. Where none is
-        left it would wait for one: raises ClusterLostError.
+        Ray spreads only actors that ask for cores, and a machine that is gone is on its list for a while. Raises
+        ClusterLostError where new actors would be waited for in vain: no machine is left, or the cluster has given up
+        this one, and with it ends all that runs for this process and whatever it asks for later.
         """
-        taken = Counter(self._actors.values())
-        offered = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in self.ray.nodes() if node["Alive"]}
+        taken, nodes = Counter(self._actors.values()), self.ray.nodes()
+        here = self.ray.get_runtime_context().get_node_id()
+        if any(node["NodeID"] == here and not node["Alive"] for node in nodes):
+            raise ClusterLostError(f"{self.address}: the cluster's Ray on this machine is gone, and the run with it")
+        offered = {node["NodeID"]: node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]}
         choice = sorted((self._losses[node], taken[node] / cpus, node) for node, cpus in offered.items() if cpus)
         if not choice:
             raise ClusterLostError(f"{self.address}: no machine of the cluster with cores is there")

@@ -209,15 +209,19 @@ def test_no_folder_for_sockets_at_all_is_an_error_that_names_the_variable(monkey
         short_folder()
 
 
-def test_a_cluster_without_a_machine_is_lost_and_one_with_some_gives_the_emptiest() -> None:
+def test_a_cluster_without_a_machine_or_without_ours_is_lost_and_else_gives_the_emptiest() -> None:
     cluster = RayCluster("10.0.0.1:6379")
     nodes = [
         {"NodeID": "gone", "Alive": False, "Resources": {"CPU": 8.0}},
         {"NodeID": "head", "Alive": True, "Resources": {}},
     ]
-    cluster._ray = SimpleNamespace(nodes=lambda: nodes)
+    here = SimpleNamespace(get_node_id=lambda: "head")
+    cluster._ray = SimpleNamespace(nodes=lambda: nodes, get_runtime_context=lambda: here)
     with pytest.raises(ClusterLostError, match=r"^10.0.0.1:6379: no machine of the cluster with cores is there$"):
         cluster._emptiest_node()
     nodes += [{"NodeID": name, "Alive": True, "Resources": {"CPU": 2.0}} for name in ("lossy", "calm")]
     cluster._losses["lossy"] += 1
     assert cluster._emptiest_node() == "calm"
+    nodes[1]["Alive"] = False
+    with pytest.raises(ClusterLostError, match=r"^10.0.0.1:6379: the cluster's Ray on this machine is gone, and"):
+        cluster._emptiest_node()
