@@ -177,16 +177,17 @@ class Round(NamedTuple):
     size_bytes: int
     began_ns: int
     ended_ns: int
-    left_bytes: int = 0
-    """Dirty when it ended."""
-    read_ns: int = -1
-    """When the dirty log had been read before that, -1 for when it began."""
+    left_bytes: int
+    """Dirty when it ended, what it was to send and did not among it."""
+    written_bytes: int
+    """Of these, what the guest wrote since the dirty log had been read before."""
+    read_ns: int
+    """When that was."""
 
     @property
     def dirty_bytes_per_s(self) -> float:
-        """Distinct bytes that it found written, over the time for which they were logged; 0 if it sent nothing."""
-        since_ns = self.began_ns if self.read_ns < 0 else self.read_ns
-        return self.left_bytes * 1e9 / max(1, self.ended_ns - since_ns) if self.size_bytes else 0.0
+        """Distinct bytes that it found written, over the time for which they were logged."""
+        return self.written_bytes * 1e9 / max(1, self.ended_ns - self.read_ns)
 
 
 class Verdict(StrEnum):
@@ -225,6 +226,8 @@ class Precopy:
         """Of the present round."""
         self._carried: tuple[float, int] | None = None
         """What the last round that sent anything was to the network, and its time: what is left will not be zeros."""
+        self._carried_before: tuple[float, int] | None = None
+        """The same without a round that was broken off."""
         self._hot_rounds = 0
         self.throttle = 0.0
         """The share of their time that the vCPUs are to stand still."""
@@ -274,9 +277,19 @@ class Precopy:
                 if grown > before:
                     self._dirty[number] = grown
         if self._unsent is None:
-            dirty_bytes = math.ceil(sum(self._dirty))
-            return dirty_bytes if dirty_bytes < self.memory_bytes else self.memory_bytes
+            return self._written_bytes
         return min(self.memory_bytes, round(self._left().total))
+
+    @property
+    def _written_bytes(self) -> int:
+        """Distinct bytes written since the log was read last, as of the last look."""
+        written_bytes = math.ceil(sum(self._dirty))
+        return written_bytes if written_bytes < self.memory_bytes else self.memory_bytes
+
+    @property
+    def _read_ns(self) -> int:
+        """When the log was read last."""
+        return self.rounds[-1].ended_ns if self.rounds else self._first_ns
 
     def _left(self) -> Unsent:
         """Where what is left lies."""
@@ -343,9 +356,11 @@ class Precopy:
     def break_off(self, sent_bytes: int, now_ns: int) -> None:
         """The present round goes no further: what it did not send is left, besides what was written meanwhile."""
         sent_bytes = min(sent_bytes, self._size_bytes)
+        self._carried_before = self._carried
         self._leave(sent_bytes, now_ns)
         began_ns = self._began_ns if sent_bytes else now_ns  # It had not begun.
-        self.rounds.append(Round(sent_bytes, began_ns, now_ns, self.dirty_bytes(now_ns)))
+        left_bytes = self.dirty_bytes(now_ns)
+        self.rounds.append(Round(sent_bytes, began_ns, now_ns, left_bytes, self._written_bytes, self._read_ns))
 
     def hold_back(self, size_bytes: int, now_ns: int) -> None:
         """Of the round that was broken off so much more has not been sent."""
@@ -359,8 +374,8 @@ class Precopy:
         left = all_unsent(self.memory_bytes, self._pools) if sends is None else Unsent(tuple(sends))
         sent = sent_bytes / self._size_bytes
         self._unsent = left.part(1.0 - sent)
-        if sent_bytes:
-            self._carried = sent * self._worth_bytes, max(1, ended_ns - self._began_ns)
+        took_ns = max(1, ended_ns - self._began_ns)
+        self._carried = (sent * self._worth_bytes, took_ns) if sent_bytes else self._carried_before
 
     @property
     def how_far(self) -> str:
@@ -414,8 +429,9 @@ class Precopy:
         left = self.dirty_bytes(now_ns)
         carried_bytes = self._worth_bytes
         self._carried = carried_bytes, took_ns
-        read_ns = self.rounds[-1].ended_ns if self.rounds else self._first_ns
-        self.rounds.append(Round(self._size_bytes, self._began_ns, now_ns, left, read_ns))
+        self.rounds.append(
+            Round(self._size_bytes, self._began_ns, now_ns, left, self._written_bytes, self._read_ns)
+        )
         limit_ns = self._settings.downtime_limit_at(now_ns - self._first_ns, self.memory_bytes)
         budget_ns = limit_ns - self._settings.fixed_downtime_ns
         if left < self._best_bytes:

@@ -150,8 +150,9 @@ def export_by_handler(
         raise LaunchRefused(MigrationRefusal.VCPU_IN_RESET)
     yield from park_devices(self, vm, record)
     ranges = tuple([(gpa, length) for gpa, length in _moved(record)])
-    found = yield from _order(self, vm, record, "out", record.gctx, ranges)
+    # From when it is asked, for one that fails may have taken the save areas before.
     record.handed_over = True
+    found = yield from _order(self, vm, record, "out", record.gctx, ranges)
     match found:
         case (tuple(packets), tuple(areas), bytes(identity)):
             pass
@@ -187,10 +188,10 @@ def stays(self: Hypervisor, record: LaunchedVm, vm: str) -> Task:
     record.sealed = False
     try:
         yield from _order(self, vm, record, "stays")
+        record.handed_over = False
     except NoAnswer:
         if record.handed_over:
             raise
-    record.handed_over = False
     if record.agent:
         yield from let_go(self, vm)
     yield from unpark_devices(self, vm, record)

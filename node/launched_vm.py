@@ -97,7 +97,7 @@ class LaunchedVm:
     agent: bool = False
     """It was launched with its host's migration agent, too, which hands its identity over."""
     handed_over: bool = False
-    """Which has sealed all of it for another, so that no VMRUN enters it before the handler lets it go on."""
+    """Which was told to seal all of it for another, so that no VMRUN may enter it before the handler lets it go on."""
     svsm: FirmwareImage | None = None
     """The image below the firmware, where there is one."""
 

@@ -4,8 +4,9 @@ Two agents, one on each host, show each other an attestation report with a key o
 a chip that AMD certified, with this agent's own measurement, under firmware that is not below its own, is given
 nothing. What they exchange then is sealed for that peer and that guest: the hypervisors carry it, and read nothing.
 
-A guest that moves itself while it runs (``node.migration_handler``) an agent tells whose image it may believe, and
-hands its identity alone over: EXPORT of a guest that runs on, and ABSORB into the image that came up with the peer.
+An agent tells a guest that moves itself while it runs (``node.migration_handler``) whose image it may believe, and
+hands over that guest's identity alone: EXPORT of a guest that runs on, and ABSORB into the image that came up with the
+peer.
 
 From the first order on an agent's hypervisor says what it wants in msgpack; whatever it says may be a lie. For each
 message to the firmware the agent seals a request with its VMPCK0, whose number it keeps in its secrets page, and asks
@@ -105,6 +106,7 @@ class MigrationAgent:
                 self._kept.pop(vm, None)
                 self._peers.pop(vm, None)
                 self._peer_ids.pop(vm, None)
+                self._senders.discard(vm)
                 return None
         raise AgentRefusal("no such order")
 
@@ -126,6 +128,7 @@ class MigrationAgent:
         if self._own is None:
             yield from self._hello()
         assert self._own is not None
+        self._peer_ids.pop(vm, None)
         if self.verifies_peer:
             own = self._own
             floor = None if low else tcb_floor(own)

@@ -183,6 +183,49 @@ def test_a_round_that_does_not_begin_leaves_all_that_the_one_before_found_writte
     assert one.expected_downtime_ns == pytest.approx(left / GIB * S, rel=1e-6)
 
 
+def test_a_round_that_is_held_back_whole_gives_no_rate():
+    """Firmware had all of it in line still: only what the rounds before it did is known."""
+    one = Precopy(GIB, [Pool(256 * MIB, 256.0 * MIB)], settings(downtime_limit_ns=1), 0)
+    one.begin(0)
+    one.break_off(GIB // 1024, S)
+    one.hold_back(GIB // 1024, S)
+    assert (one.sent_bytes, one.expected_downtime_ns) == (0, 0), "nothing was sent, at no rate"
+    later = Precopy(GIB, [Pool(256 * MIB, 256.0 * MIB)], settings(downtime_limit_ns=1), 0)
+    later.begin(0)
+    assert later.round_done(S) is Verdict.NEXT
+    later.begin(S)
+    later.break_off(MIB, 2 * S)
+    later.hold_back(MIB, 2 * S)
+    # What both seconds wrote, at the 1 GiB/s of the first round.
+    left = 256 * MIB * (1 - math.exp(-2))
+    assert later.expected_downtime_ns == pytest.approx(left / GIB * S, rel=1e-6)
+    # Of a round that keeps some of it that is the rate, however often firmware takes of it.
+    for held in (0, MIB // 4, MIB // 2):
+        again = Precopy(GIB, [Pool(256 * MIB, 256.0 * MIB)], settings(downtime_limit_ns=1), 0)
+        again.begin(0)
+        again.break_off(MIB, S)
+        again.hold_back(held, S)
+        left = again.dirty_bytes(S)
+        assert again.expected_downtime_ns == pytest.approx(left / (MIB - held) * S, rel=1e-6)
+
+
+@pytest.mark.parametrize("sent_bytes", [0, MIB, 100 * MIB])
+@pytest.mark.parametrize("held_back", [0, MIB])
+def test_what_a_round_that_is_broken_off_did_not_send_nobody_wrote(sent_bytes, held_back):
+    """The rate is of what was written since the log was read, which was before the round could begin."""
+    one = Precopy(GIB, [Pool(256 * MIB, 256.0 * MIB)], settings(downtime_limit_ns=1, round_ns_per_gib=S / 2), 0)
+    one.begin(0)
+    assert one.round_done(S) is Verdict.NEXT
+    one.begin(S + one.between_rounds_ns)
+    one.break_off(sent_bytes, 3 * S)
+    one.hold_back(held_back, 3 * S + 1000)
+    last = one.rounds[-1]
+    written = 256 * MIB * (1 - math.exp(-2))
+    assert last.dirty_bytes_per_s == pytest.approx(written / 2, rel=1e-6)
+    assert last.left_bytes > last.written_bytes
+    assert one.sent_bytes == GIB + max(0, sent_bytes - held_back)
+
+
 def test_auto_converge_takes_a_first_step_after_two_hot_rounds_and_further_ones_up_to_its_bound():
     one = Precopy(GIB, [Pool(GIB, 100 * GIB)],
                   settings(throttle_first=0.2, throttle_more=0.3, throttle_most=0.99, max_rounds=9), 0)  # fmt: skip

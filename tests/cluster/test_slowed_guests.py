@@ -78,7 +78,7 @@ def test_a_guest_that_is_slowed_already_is_slowed_no_less_for_what_it_dirtied_so
     sent: list[tuple[Any, ...]] = []
     settings = PrecopySettings(0, 9, RoundCap.STOP, 0.0, 0.0, dirty_fault_ns=260.0)
     live = SimpleNamespace(settings=settings, send=lambda *told: sent.append(told))
-    round_ = Round(1 << 30, 0, 1_000_000_000, 4 << 30)
+    round_ = Round(1 << 30, 0, 1_000_000_000, 5 << 30, 4 << 30, 0)
     for slowed in (0.0, 0.5):
         one = SimpleNamespace(
             precopy=SimpleNamespace(throttle=0.0, rounds=[round_]), slowed=(slowed, 0.0), number=1, source="a",

@@ -15,9 +15,9 @@ from test_svsm_vtpm import vtpm
 from test_tpm import DIGEST, STARTUP, extend, read
 from toy_guests import COSTS, IMAGE, RECORD, SECOND, guest_spec, ledger, look, make_host, run, script
 
-from node import handler_transfer, migration_handler
+from node import handler_core, handler_transfer, migration_handler
 from node import operations as op
-from node.agent_messages import Hello
+from node.agent_messages import AgentRefusal, Hello
 from node.generation import Generation
 from node.guest import GuestState
 from node.handler_transfer import export_by_handler, handler_greets, meet_target
@@ -312,6 +312,35 @@ def test_a_guest_that_was_handed_over_is_entered_by_nobody_until_its_handler_let
     assert here.board.enter("vm", 0) != 0
     here.departures.cancel("vm")
     ends_well(here, expected)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_guest_whose_handler_failed_after_it_took_the_save_areas_goes_on_only_with_its_word(
+    on_its_way, expected, answers
+):
+    here, _ = on_its_way
+
+    def fails(self, gctx):
+        raise AgentRefusal("EXPORT: firmware is busy")
+        yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(migration_handler.MigrationHandler, "_export", fails)
+        told = []
+        here.departures.stop("vm", 0, told.append, told.append)
+        until(lambda: told, here)
+        assert told == ["migration handler: EXPORT: firmware is busy"]
+        assert here.board.enter("vm", 0) != 0
+        if not answers:
+            patch.setattr(handler_core, "HANDLER_MARK", b"nobody's mark")
+        here.departures.cancel("vm")
+        run(here, here.now_ns + SECOND)
+    if answers:
+        ends_well(here, expected)
+        assert not here.hypervisor.launched("vm").handed_over
+    else:
+        guest = here.guests["vm"]
+        assert (guest.state, guest.reason) == (GuestState.DESTROYED, "the migration handler does not answer")
 
 
 def test_a_handler_that_takes_no_word_for_it_lets_the_guest_go_on_nowhere_but_where_it_was_handed(on_its_way):
