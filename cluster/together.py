@@ -53,7 +53,10 @@ class Together:
         self._next.append(NEVER)
         heapify(self._first)
         self._beneath = [NEVER] * len(self._next)
-        """What each had for its next event before mail came: that stands in the heap still, but for ``NEVER``."""
+        """What each had for its next event before mail came: that stands in the heap still, but for ``NEVER``.
+
+        Mail for before the next event overwrites it; coming to that event clears it, and then nothing stands beneath.
+        """
         self._heard: list[Message] = []
         """What hosts have said and the control plane has not acted on: a heap."""
         self._moved: list[int] = []
@@ -165,6 +168,7 @@ class Together:
             moved.append(number)
             if next_ns == beneath[number]:
                 heappop(first)
+                beneath[number] = NEVER  # Else a nanosecond that is not done with would be popped in its turn.
             else:
                 heapreplace(first, (next_ns, number))
         self._promised_ns, self._furthest_ns = promised_ns, furthest_ns

@@ -1,13 +1,15 @@
 """Hosts of one process go on without windows: as far as nothing can reach them, in slices that wall time bounds."""
 
 import time
+from bisect import bisect_left, insort
 
 import pytest
 from test_shard import Bench, Dear, Idler, Runaway, letter, ticking
-from toy_hosts import Toy, ToyHost
+from toy_hosts import Toy, ToyHost, build_resting, build_toy, digest, run_toys, toys
 
-from cluster.entity import NEVER, Message
+from cluster.entity import NEVER, Advance, Message
 from cluster.inbox import ProtocolViolationError
+from cluster.inline_layout import InlineLayout
 from cluster.slices import CALL_S, SLICE_EVENTS, SLICE_S
 from cluster.together import Together
 
@@ -101,6 +103,59 @@ def test_where_calls_end_changes_nothing():
     assert calls > 5
     assert done + stretch.events == quick.go_on(Acts(), NEVER).events
     assert slow.busy_s == pytest.approx(bench.now_s)
+
+
+class Timetable:
+    """Has events at times that are given, and at those of its mail; says nothing, and promises that."""
+
+    def __init__(self, name: str, *times_ns: int) -> None:
+        self.name, self.left = name, sorted(times_ns)
+        self.done: list[int] = []
+
+    def deliver(self, message):
+        insort(self.left, message.time_ns)
+
+    def next_event_ns(self):
+        return self.left[0] if self.left else NEVER
+
+    def earliest_output_ns(self):
+        return NEVER
+
+    def advance(self, horizon_ns, event_budget):
+        count = min(event_budget, bisect_left(self.left, horizon_ns))
+        self.done += self.left[:count]
+        del self.left[:count]
+        next_ns = self.next_event_ns()
+        return Advance(min(next_ns, horizon_ns), next_ns, count, ())
+
+
+@pytest.mark.parametrize("slice_events", range(1, 6))
+@pytest.mark.parametrize("mail_ns", [(50,), (50, 40), (40, 50), (50, 100), (100, 50), (150,)])
+def test_a_host_that_mail_woke_before_its_next_event_goes_on_wherever_calls_end_in_that(
+    slice_events, mail_ns, monkeypatch
+):
+    monkeypatch.setattr("cluster.slices.SLICE_EVENTS", slice_events)
+    monkeypatch.setattr("cluster.together.CALL_S", 0.0)
+    mine, others = [100, 100, 100, 100, 300, 300], [20, 100, 400]
+    one, other = Timetable("a", *mine), Timetable("b", *others)
+    hosts = Together({"a": one, "b": other}, 5, END_NS, time.monotonic)
+    control = Acts(10, say=lambda _: [letter("a", time_ns) for time_ns in mail_ns])
+    acts_ns, calls = 10, 0
+    while (stretch := hosts.go_on(control, acts_ns)).next_ns < END_NS:
+        acts_ns, calls = stretch.acts_ns, calls + 1
+    assert (one.done, other.done) == (sorted([*mine, *mail_ns]), others)
+    assert calls >= 1
+
+
+@pytest.mark.parametrize("slice_events", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("build", "speak"), [(build_toy, 400), (build_resting, 0)])  # Who rests does not speak.
+def test_a_fleet_whose_calls_end_after_every_slice_tells_the_same_story(build, speak, seed, slice_events, monkeypatch):
+    hosts = toys(seed=seed, speak=speak)
+    whole = digest(run_toys(InlineLayout(), hosts, build=build)[0])
+    monkeypatch.setattr("cluster.slices.SLICE_EVENTS", slice_events)
+    monkeypatch.setattr("cluster.together.CALL_S", 0.0)
+    assert digest(run_toys(InlineLayout(), hosts, build=build)[0]) == whole
 
 
 def test_slices_shrink_where_events_are_dear():
