@@ -221,6 +221,48 @@ def test_who_speaks_for_a_time_at_which_the_control_plane_has_acted_is_named(kin
         together(toy, kind=kind).go_on(Acts(), toy.speak_gap(0) + sooner_ns)
 
 
+class Hasty(Timetable):
+    """Promises nothing before its next event, and says of its last that it was at another time."""
+
+    says_ns = NEVER
+
+    def earliest_output_ns(self):
+        return self.next_event_ns()
+
+    def advance(self, horizon_ns, event_budget):
+        advance = super().advance(horizon_ns, event_budget)
+        last = () if self.left else (Message(self.says_ns, self.name, 1, "control", "relay"),)
+        return advance._replace(outputs=last)
+
+
+@pytest.mark.parametrize(("says_ns", "wrong"), [
+    (9, "promised nothing before 10"), (10, "acted at 550"), (550, "acted at 550"), (551, None), (600, None),
+])  # fmt: skip
+@pytest.mark.parametrize("until_acted", [False, True])
+def test_what_is_said_of_a_time_at_which_the_control_plane_has_acted_is_refused_also_in_a_later_call(
+    until_acted, says_ns, wrong
+):
+    one = Hasty("a", 10, 600)
+    one.says_ns = says_ns
+    # Many hosts, so that nobody looks again: what was promised at first, 10 ns, would let all but one pass.
+    hosts = {name: Timetable(name) for name in map(str, range(100))} | {"a": one}
+    all_hosts, control, acts_ns = Together(hosts, LOOKAHEAD_NS, END_NS, time.monotonic), Acts(500, 550), 500
+
+    def go_on():
+        nonlocal acts_ns
+        while (stretch := all_hosts.go_on(control, acts_ns, until_acted=until_acted)).acts_ns < END_NS:
+            acts_ns = stretch.acts_ns
+        all_hosts.go_on(control, stretch.acts_ns)
+
+    if wrong is None:
+        go_on()
+        assert [message.time_ns for message in control.heard] == [says_ns]
+    else:
+        with pytest.raises(ProtocolViolationError, match=f"^a: sent at {says_ns} ns, but .*{wrong} ns"):
+            go_on()
+    assert control.at_ns[:2] == [500, 550]
+
+
 def test_whoever_stops_finds_all_at_the_same_time():
     one = together(*[Toy(name, ("a", "b"), tick=7, speak=40) for name in ("a", "b")])
     one.go_on(Acts(), NEVER, until_acted=True)
