@@ -20,6 +20,15 @@ def broken_promise(name: str, message: Message, promise_ns: int) -> ProtocolViol
     )
 
 
+def spoke_too_soon(name: str, message: Message, promise_ns: int, acted_ns: int) -> ProtocolViolationError:
+    """An entity sent earlier than it had promised, or for a time at which the control plane has acted already."""
+    if message.time_ns < promise_ns:
+        return broken_promise(name, message, promise_ns)
+    return ProtocolViolationError(
+        f"{name}: sent at {message.time_ns} ns, but the control plane has acted at {acted_ns} ns"
+    )
+
+
 def undercut(message: Message, now_ns: int) -> ProtocolViolationError:
     """The control plane's mail would reach a host sooner than anything may."""
     return ProtocolViolationError(

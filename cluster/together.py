@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
-from cluster.broken_rules import broken_promise, stood_still, wrong_advance, wrong_mail
+from cluster.broken_rules import spoke_too_soon, stood_still, wrong_advance, wrong_mail
 from cluster.entity import NEVER, ControlPlane, Entity, Message
 from cluster.slices import CALL_S, Slices
 
@@ -48,12 +48,17 @@ class Together:
         """Of each, as it was when somebody last looked: it binds until mail comes."""
         self._promised_ns = min(map(max, self._promises, self._next), default=NEVER)
         """By all."""
+        self._acted_ns = -1
+        """When the control plane acted last."""
         self._first = [(time_ns, number) for number, time_ns in enumerate(self._next) if time_ns != NEVER]
         self._first.append((NEVER, len(self._next)))  # Nobody's, so that there is always a first.
         self._next.append(NEVER)
         heapify(self._first)
         self._beneath = [NEVER] * len(self._next)
-        """What each had for its next event before mail came: that stands in the heap still, but for ``NEVER``."""
+        """What each had for its next event before mail came: that stands in the heap still, but for ``NEVER``.
+
+        Mail for before the next event overwrites it; coming to that event clears it, and then nothing stands beneath.
+        """
         self._heard: list[Message] = []
         """What hosts have said and the control plane has not acted on: a heap."""
         self._moved: list[int] = []
@@ -78,7 +83,7 @@ class Together:
         """
         entities, numbers, following, first = self._entities, self._numbers, self._next, self._first
         beneath, heard, moved = self._beneath, self._heard, self._moved
-        promises, promised_ns = self._promises, self._promised_ns
+        promises, promised_ns, acted_ns = self._promises, self._promised_ns, self._acted_ns
         end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
         furthest_ns, windows, window_ns = self._furthest_ns, self.windows, self._window_ns
         events = acts = 0
@@ -142,8 +147,8 @@ class Together:
                     raise wrong_advance(entity.name, done, horizon_ns, reached_ns)
                 for message in said:
                     time_ns = message.time_ns
-                    if time_ns < promises[number]:
-                        raise broken_promise(entity.name, message, promises[number])
+                    if time_ns < promises[number] or time_ns <= acted_ns:  # Promises are as old as the last look.
+                        raise spoke_too_soon(entity.name, message, promises[number], acted_ns)
                     heappush(heard, message)
                     if time_ns < acts_ns:
                         acts_ns = time_ns
@@ -165,9 +170,10 @@ class Together:
             moved.append(number)
             if next_ns == beneath[number]:
                 heappop(first)
+                beneath[number] = NEVER  # Else a nanosecond that is not done with would be popped in its turn.
             else:
                 heapreplace(first, (next_ns, number))
-        self._promised_ns, self._furthest_ns = promised_ns, furthest_ns
+        self._promised_ns, self._acted_ns, self._furthest_ns = promised_ns, acted_ns, furthest_ns
         self.windows, self._window_ns = windows, window_ns
         self.busy_s += max(0.0, clock() - began_s)
         return Stretch(events + given - left, acts, next_ns, acts_ns)

@@ -72,8 +72,10 @@ class DirtyRates:
         self._looked_ns, self._before = now_ns, self._written()
 
     def look(self, now_ns: int) -> bool:
-        """Measure since the last look; whether that is to be stated anew."""
+        """Measure since the last look; whether that is to be stated anew. In no time nothing is measured."""
         passed_s = (now_ns - self._looked_ns) * 1e-9
+        if passed_s <= 0:
+            return False
         after = self._written()
         mean = [(new - old) / passed_s for new, old in zip(after, self._before, strict=True)]
         self._looked_ns, self._before = now_ns, after

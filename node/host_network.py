@@ -121,13 +121,14 @@ class HostNetwork:
             return NEVER_NS
         earliest_ns = self._coming[0] if self._coming else NEVER_NS
         for guest in self.guests.values():
-            if guest.state is GuestState.LAUNCHING:
+            # What a hypervisor does for a VM may wake it.
+            if guest.state in _GOES_ON_BY_ITSELF or guest.spec.name in self._host.tasks.lines:
                 return next_event_ns
             if guest.state is GuestState.RUNNING:
                 for vcpu in guest.vcpus:
                     if vcpu.state is VcpuState.SLEEPING:
                         earliest_ns = min(earliest_ns, vcpu.slept_from_ns + vcpu.registers.r15)
-                    elif vcpu.state in _BUSY:
+                    elif vcpu.state not in _SILENT:
                         return next_event_ns
         return max(earliest_ns, next_event_ns)
 
@@ -193,4 +194,7 @@ def _unplugged(_: bytes) -> None:
     """Nobody hears what a card sends that no VM has."""
 
 
-_BUSY = (VcpuState.BLOCK, VcpuState.COMPUTING)
+_GOES_ON_BY_ITSELF = (GuestState.LAUNCHING, GuestState.PAUSED)
+"""VMs that run as soon as something here is through: a launch, or a move that failed."""
+_SILENT = (VcpuState.WAITING, VcpuState.IN_RESET, VcpuState.STOPPED)
+"""vCPUs that another of their VM starts, or nobody. One that is held goes on when its hypervisor has seen to it."""

@@ -27,6 +27,7 @@ from node.counter_random import CounterRandom
 from node.free_costs import without_encryption
 from node.generation import Generation
 from node.mechanism import Mechanism
+from workloads.trace_player import pack_runs
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,27 @@ def test_results_do_not_depend_on_where_windows_are_cut(inline: Results, seed: i
 
     whole = [(row["entity"], row["bucket"], row["records"], row["digest"]) for row in inline.digests.to_pylist()]
     assert digests_with_cuts(cut) == sorted(whole)
+
+
+def test_hosts_that_move_machines_in_lockstep_come_to_the_same_wherever_calls_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Machines of one kind tick in the same nanoseconds, so that a call's end falls among the events of one.
+    scenario = Scenario.parse({
+        "schema": 1, "name": "lockstep", "duration": "9 s",
+        "hosts": [{"name": "host", "product": "Milan", "count": 3, "memory": "8 GiB"}],
+        "vms": [{
+            "name": "a", "generation": "PLAIN", "count": 8, "vcpus": 2, "memory": "256 MiB",
+            "workload": "trace-player",
+            "parameters": {"fragments": pack_runs([(60_000, 30)]), "step_ms": 100, "touches_per_step": 4},
+        }],
+        "migrations": [{"vm": "a", "at": "1 s", "times": 3, "pause": "100 ms"}],
+    })  # fmt: skip
+    usual = run(scenario, layout="inline")
+    assert {one["outcome"] for one in usual.migrations.to_pylist()} == {"completed"}
+    monkeypatch.setattr("cluster.slices.SLICE_EVENTS", 1)
+    monkeypatch.setattr("cluster.together.CALL_S", 0.0)
+    assert run(scenario, layout="inline").digest == usual.digest
 
 
 def test_another_seed_gives_another_digest(inline: Results) -> None:

@@ -1,13 +1,15 @@
 """Hosts of one process go on without windows: as far as nothing can reach them, in slices that wall time bounds."""
 
 import time
+from bisect import bisect_left, insort
 
 import pytest
 from test_shard import Bench, Dear, Idler, Runaway, letter, ticking
-from toy_hosts import Toy, ToyHost
+from toy_hosts import Toy, ToyHost, build_resting, build_toy, digest, run_toys, toys
 
-from cluster.entity import NEVER, Message
+from cluster.entity import NEVER, Advance, Message
 from cluster.inbox import ProtocolViolationError
+from cluster.inline_layout import InlineLayout
 from cluster.slices import CALL_S, SLICE_EVENTS, SLICE_S
 from cluster.together import Together
 
@@ -103,6 +105,59 @@ def test_where_calls_end_changes_nothing():
     assert slow.busy_s == pytest.approx(bench.now_s)
 
 
+class Timetable:
+    """Has events at times that are given, and at those of its mail; says nothing, and promises that."""
+
+    def __init__(self, name: str, *times_ns: int) -> None:
+        self.name, self.left = name, sorted(times_ns)
+        self.done: list[int] = []
+
+    def deliver(self, message):
+        insort(self.left, message.time_ns)
+
+    def next_event_ns(self):
+        return self.left[0] if self.left else NEVER
+
+    def earliest_output_ns(self):
+        return NEVER
+
+    def advance(self, horizon_ns, event_budget):
+        count = min(event_budget, bisect_left(self.left, horizon_ns))
+        self.done += self.left[:count]
+        del self.left[:count]
+        next_ns = self.next_event_ns()
+        return Advance(min(next_ns, horizon_ns), next_ns, count, ())
+
+
+@pytest.mark.parametrize("slice_events", range(1, 6))
+@pytest.mark.parametrize("mail_ns", [(50,), (50, 40), (40, 50), (50, 100), (100, 50), (150,)])
+def test_a_host_that_mail_woke_before_its_next_event_goes_on_wherever_calls_end_in_that(
+    slice_events, mail_ns, monkeypatch
+):
+    monkeypatch.setattr("cluster.slices.SLICE_EVENTS", slice_events)
+    monkeypatch.setattr("cluster.together.CALL_S", 0.0)
+    mine, others = [100, 100, 100, 100, 300, 300], [20, 100, 400]
+    one, other = Timetable("a", *mine), Timetable("b", *others)
+    hosts = Together({"a": one, "b": other}, 5, END_NS, time.monotonic)
+    control = Acts(10, say=lambda _: [letter("a", time_ns) for time_ns in mail_ns])
+    acts_ns, calls = 10, 0
+    while (stretch := hosts.go_on(control, acts_ns)).next_ns < END_NS:
+        acts_ns, calls = stretch.acts_ns, calls + 1
+    assert (one.done, other.done) == (sorted([*mine, *mail_ns]), others)
+    assert calls >= 1
+
+
+@pytest.mark.parametrize("slice_events", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize(("build", "speak"), [(build_toy, 400), (build_resting, 0)])  # Who rests does not speak.
+def test_a_fleet_whose_calls_end_after_every_slice_tells_the_same_story(build, speak, seed, slice_events, monkeypatch):
+    hosts = toys(seed=seed, speak=speak)
+    whole = digest(run_toys(InlineLayout(), hosts, build=build)[0])
+    monkeypatch.setattr("cluster.slices.SLICE_EVENTS", slice_events)
+    monkeypatch.setattr("cluster.together.CALL_S", 0.0)
+    assert digest(run_toys(InlineLayout(), hosts, build=build)[0]) == whole
+
+
 def test_slices_shrink_where_events_are_dear():
     bench = Bench()
     Dear.bench = bench
@@ -164,6 +219,48 @@ def test_who_speaks_for_a_time_at_which_the_control_plane_has_acted_is_named(kin
     toy = Toy("a", ("a",), tick=10, speak=40)
     with pytest.raises(ProtocolViolationError, match=r"^a: sent at .*promised nothing before"):
         together(toy, kind=kind).go_on(Acts(), toy.speak_gap(0) + sooner_ns)
+
+
+class Hasty(Timetable):
+    """Promises nothing before its next event, and says of its last that it was at another time."""
+
+    says_ns = NEVER
+
+    def earliest_output_ns(self):
+        return self.next_event_ns()
+
+    def advance(self, horizon_ns, event_budget):
+        advance = super().advance(horizon_ns, event_budget)
+        last = () if self.left else (Message(self.says_ns, self.name, 1, "control", "relay"),)
+        return advance._replace(outputs=last)
+
+
+@pytest.mark.parametrize(("says_ns", "wrong"), [
+    (9, "promised nothing before 10"), (10, "acted at 550"), (550, "acted at 550"), (551, None), (600, None),
+])  # fmt: skip
+@pytest.mark.parametrize("until_acted", [False, True])
+def test_what_is_said_of_a_time_at_which_the_control_plane_has_acted_is_refused_also_in_a_later_call(
+    until_acted, says_ns, wrong
+):
+    one = Hasty("a", 10, 600)
+    one.says_ns = says_ns
+    # Many hosts, so that nobody looks again: what was promised at first, 10 ns, would let all but one pass.
+    hosts = {name: Timetable(name) for name in map(str, range(100))} | {"a": one}
+    all_hosts, control, acts_ns = Together(hosts, LOOKAHEAD_NS, END_NS, time.monotonic), Acts(500, 550), 500
+
+    def go_on():
+        nonlocal acts_ns
+        while (stretch := all_hosts.go_on(control, acts_ns, until_acted=until_acted)).acts_ns < END_NS:
+            acts_ns = stretch.acts_ns
+        all_hosts.go_on(control, stretch.acts_ns)
+
+    if wrong is None:
+        go_on()
+        assert [message.time_ns for message in control.heard] == [says_ns]
+    else:
+        with pytest.raises(ProtocolViolationError, match=f"^a: sent at {says_ns} ns, but .*{wrong} ns"):
+            go_on()
+    assert control.at_ns[:2] == [500, 550]
 
 
 def test_whoever_stops_finds_all_at_the_same_time():

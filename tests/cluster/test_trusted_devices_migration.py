@@ -10,6 +10,7 @@ import pytest
 from test_live_migration import FIRMWARE, play, small_image  # noqa: F401 - the fixture
 
 from cluster.bench.faults import judged, schedule
+from cluster.together import Together
 from node.guest_functions import guest_device_id
 from node.host import Host
 
@@ -70,20 +71,55 @@ def test_where_no_card_can_be_trusted_it_stays_on_bounce_buffers(events: int, mo
     assert (vm["host"], vm["state"]) == ("there", "running")
 
 
+def spoilt(_: str, frames: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """What comes over the wire of a move, with the second frame changed."""
+    return (*frames[:1], *[frame.replace(frame[-40:-32], bytes(8)) for frame in frames[1:2]], *frames[2:])
+
+
 @pytest.mark.parametrize("scene", [fleet, by_handler])
 def test_what_was_changed_on_the_wire_leaves_it_with_the_devices_that_it_had(
     scene: Callable[..., dict[str, Any]],
 ) -> None:
     hosts: dict[str, Host] = {}
-
-    def spoilt(_: str, frames: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        return (*frames[:1], *[frame.replace(frame[-40:-32], bytes(8)) for frame in frames[1:2]], *frames[2:])
-
     _, rows = play(scene(duration="1400 ms"), wire=spoilt, at_start=hosts.update)
     (row,) = rows["migrations"]
     assert (row["outcome"], row["devices_settled_ns"], row["devices"]) == ("spoiled", None, None)
     assert row["devices_free_ns"] is not None
     assert [trusts(hosts[one]) for one in ("here", "there")] == [[True, True], [False, False]]
+
+
+def looks_always(one: Together, first_ns: int, looks: Any = Together._look) -> int:
+    """Promises as they are at every event: one that is taken back does not go unseen."""
+    promised_ns: int = looks(one, first_ns)
+    one._often = 1
+    return promised_ns
+
+
+@pytest.mark.parametrize("scene", [fleet, by_handler])
+def test_a_machine_whose_move_failed_speaks_again_no_sooner_than_its_host_had_promised(
+    scene: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.slices.SLICE_EVENTS", 1)
+    monkeypatch.setattr("cluster.together.Together._look", looks_always)
+    body = scene(cards=[{"kind": "nic", "count": 2}], there=[{"kind": "nic", "count": 2}], duration="1500 ms")
+    (vm,) = body["vms"]
+    third = body["hosts"][1] | {"name": "third"}
+    body |= {
+        "hosts": [*body["hosts"], third],
+        "vms": [
+            vm | {"name": name, "host": host, "devices": ["nic"], "parameters": {"peer": peer, "pause_ms": 20}}
+            for name, peer, host in (("vm", "other", "here"), ("other", "vm", "there"))
+        ],
+        "migrations": [{"vm": "vm", "to": "third", "at": "150 ms"}],
+    }
+    _, rows = play(body, wire=spoilt)
+    (row,) = rows["migrations"]
+    assert row["outcome"] == "spoiled"
+    vms = {one["vm"]: one for one in rows["vms"]}
+    assert [(vms[name]["host"], vms[name]["state"]) for name in ("vm", "other")] == [
+        ("here", "running"), ("there", "running"),
+    ]  # fmt: skip
+    assert all(one["frames_sent"] > 20 for one in rows["networks"])
 
 
 @pytest.mark.parametrize("scene", [fleet, by_handler])

@@ -1,19 +1,35 @@
 """A VM leaves one host whole and comes to another whole, or not at all."""
 
 import dataclasses
+from dataclasses import dataclass
 from itertools import count
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_guests import GENERATIONS, MIX, SECOND, final_state, guest_spec, look, make_host, run, script, start
+from toy_guests import (
+    DEMANDS,
+    GENERATIONS,
+    MIB,
+    MIX,
+    SECOND,
+    Script,
+    final_state,
+    guest_spec,
+    look,
+    make_host,
+    run,
+    script,
+    start,
+)
 
+from node.dirty_rates import LOOK_NS, DirtyRates
 from node.generation import Generation
 from node.guest import GuestState
 from node.migration_frames import NO_SESSION, PageDigests, Stream, frames_of, page_digests
 from node.migration_loads import StreamRates
 from node.migration_refusal import REFUSALS, MigrationRefusal
-from node.operations import BLOCK_BYTES, BlockWrite, Read, Shutdown, Write
+from node.operations import BLOCK_BYTES, BlockWrite, Compute, Read, Shutdown, Write
 from node.platform import HostMode, Platform
 from psp.system_bus import PAGE_BYTES
 
@@ -275,6 +291,50 @@ def test_a_guest_that_was_slowed_down_goes_at_its_own_pace_again_when_it_stays(s
         stopped(host, "vm")
     host.departures.cancel("vm")
     assert pace() == pytest.approx(alone, rel=0.05)
+
+
+@dataclass(frozen=True, slots=True)
+class Writer(Script):
+    """Computes for ever, and writes a set of pages all over meanwhile."""
+
+    demands = tuple(
+        dataclasses.replace(one, written_set_bytes=MIB, written_bytes_per_kilo_instruction=100.0) for one in DEMANDS[:1]
+    )
+
+
+def writes(_, __):
+    """One unit of work a phase."""
+    return Compute(0, 1_000_000)
+    yield ()
+
+
+@pytest.mark.parametrize("before_ns", [0, 1, 5000, LOOK_NS // 2])
+def test_how_fast_a_guest_writes_is_measured_for_a_whole_interval_from_when_it_was_slowed_down(before_ns):
+    host = make_host({"writer": lambda _, placement: Writer(placement, writes)})
+    start(host, "vm", PLAIN, "writer")
+    run(host, 5_000_000)
+    stated = []
+    ((_, alone),) = host.departures.begin("vm", lambda pools: stated.append((host.now_ns, pools)))
+    departure = host.departures.under_way["vm"]
+    departure.guest.changed()
+    slowed_ns = departure.look_at_ns - before_ns
+    host.clock.env.run(until=slowed_ns)
+    host.departures.slow("vm", 0.5, 0.0)
+    run(host, slowed_ns + 3 * LOOK_NS)
+    ((stated_ns, ((_, slowed),)),) = stated
+    assert stated_ns == slowed_ns + LOOK_NS
+    assert slowed == pytest.approx(alone / 2, rel=0.1)
+
+
+def test_what_was_written_in_no_time_says_nothing_of_how_fast():
+    host = make_host({"writer": lambda _, placement: Writer(placement, writes)})
+    guest = start(host, "vm", PLAIN, "writer")
+    run(host, 5_000_000)
+    host.contention.advance(host.now_ns)
+    rates = DirtyRates(guest, host.contention, host.now_ns)
+    stated = rates.statement()
+    assert not rates.look(host.now_ns)
+    assert rates.statement() == stated
 
 
 def test_a_stream_with_digests_of_fewer_pages_is_not_the_source_s():
