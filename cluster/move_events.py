@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from cluster.entity import CONTROL
 from cluster.migration import Migration, Outcome
 from cluster.migration_rows import migration_row
 from cluster.tables import EVENTS
 from node.host_events import EventKind
 from node.record_buffer import LogWish
-
-WHERE = "control"
-"""In the place of a host."""
 
 
 class MoveEvent(StrEnum):
@@ -60,7 +58,7 @@ def move_events(moves: Iterable[Migration], wish: LogWish, end_ns: int) -> pa.Ta
     told.sort(key=lambda one: one[1].time_ns)
     rows: list[dict[str, Any]] = [
         {
-            "entity": vm, "time_ns": record.time_ns, "host": WHERE, "number": number, "event": record.event.value,
+            "entity": vm, "time_ns": record.time_ns, "host": CONTROL, "number": number, "event": record.event.value,
             "vm": None, "vcpu": None, "took_ns": record.took_ns, "first": record.first, "second": record.second,
             "text": record.text,
         }
