@@ -94,12 +94,14 @@ def _sent(one: Migration) -> Iterator[tuple[str, int]]:
     """Kinds of what was sent, those of which there is something."""
     row = migration_row(one)
     own = {kind: _count(row[column]) for kind, column in _KINDS.items()}
-    rounds = _count(row["bytes"]) - own[_STILL] - own[_AFTER]
+    rounds = 0 if one.precopy is None else one.precopy.sent_bytes
     yield from ((kind, count) for kind, count in {"in rounds": rounds, **own}.items() if count)
 
 
-_STILL, _AFTER = "standing still or in a round broken off", "after it ran"
-_KINDS = {_STILL: "final_bytes", _AFTER: "post_copy_bytes", "frames": "frame_bytes", "on the wire": "wire_bytes"}
+_KINDS = {
+    "standing still or in a round broken off": "final_bytes", "after it ran": "post_copy_bytes",
+    "frames": "frame_bytes", "on the wire": "wire_bytes",
+}  # fmt: skip
 """Columns of the table ``migrations``."""
 
 

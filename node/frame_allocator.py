@@ -46,11 +46,6 @@ class FrameAllocator:
         """What nobody has."""
         return self._all_bytes - self.used_bytes
 
-    @property
-    def free_runs(self) -> list[tuple[int, int]]:
-        """The same as runs, by address."""
-        return [(start, end - start) for start, end in zip(self._starts, self._ends, strict=True)]
-
     def allocate(self, length: int, alignment: int) -> list[tuple[int, int]]:
         """Take ``length`` bytes in aligned pieces, one piece if any free run has room. Raises OutOfMemory."""
         start = self.allocate_run(length, alignment)
