@@ -124,7 +124,7 @@ class FrameAllocator:
             starts.insert(index + 1, end)
             ends.insert(index, start)
         self.used_bytes = used = self.used_bytes + end - start
-        if used > self.peak_bytes:  # noqa: PLR1730 - a call costs as much as the rest
+        if used > self.peak_bytes:
             self.peak_bytes = used
 
     def release(self, pieces: Iterable[tuple[int, int]]) -> None:
