@@ -143,6 +143,7 @@ def _says(host: str, port: int, token: str | None, deadline_s: float) -> Said:
 
 def facts_of(address: str) -> ClusterFacts:
     """Look at the cluster at an address, and ask it what it is. Raises AddressError."""
+    # Once more: a command that looked has loaded for seconds since, and for a cluster that is gone Ray waits long.
     look_at(address)
     command = [sys.executable, "-c", _ASK, str(code_root()), address]
     try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import broken_links
-from cluster.entity import Message
+from cluster.entity import CONTROL, Message
 from cluster.fabric import Fabric
 from cluster.firmware_updates import FirmwareUpdates
 from cluster.fleet_faults import CRASH, FleetFaults
@@ -28,10 +28,8 @@ from cluster.precopy import PrecopySettings
 from node.counter_random import CounterRandom
 from node.guest import GuestSpec
 
-NAME = "control"
-
 _new = tuple.__new__
-"""As in ``cluster.host_entity``."""
+"""Makes a named tuple without the call of Python's that its class would add."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,11 +235,11 @@ class ControlPlane:
         # What ``_send_after`` does, which most of what is sent need not pass through.
         self._sequence += 1
         time_ns = self._now_ns + self.latency_ns
-        self._out.append(_new(Message, (time_ns, NAME, self._sequence, host, kind, body)))
+        self._out.append(_new(Message, (time_ns, CONTROL, self._sequence, host, kind, body)))
 
     def _send_frames(self, host: str, fields: tuple[object, ...]) -> None:
         self._send_after(self.network.latency_ns, host, "frames", fields)
 
     def _send_after(self, latency_ns: int, host: str, kind: str, body: object) -> None:
         self._sequence += 1
-        self._out.append(_new(Message, (self._now_ns + latency_ns, NAME, self._sequence, host, kind, body)))
+        self._out.append(_new(Message, (self._now_ns + latency_ns, CONTROL, self._sequence, host, kind, body)))

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 NEVER = (1 << 63) - 1
 """A virtual time later than every other."""
+CONTROL = "control"
+"""The control plane's name, where hosts have theirs; no host is called so."""
 
 
 class Message(NamedTuple):

@@ -18,6 +18,7 @@ from cluster.tables import EVENTS
 from node.host import Host
 from node.host_events import EVENT_KINDS, HostEvent, Octets
 from node.record_buffer import NO_VCPU, RecordBuffer
+from node.vcpu import names_of
 from psp.commands import command_name
 
 PACKED = "packed"
@@ -83,7 +84,7 @@ def _some(values: _Rows, there: _Rows) -> Any:
 
 def _demand(host: Host, entity: str, vcpu: int, number: int) -> str:
     guest = host.guests.get(entity)
-    names = guest.demand_names[vcpu] if guest is not None and vcpu < len(guest.demand_names) else ()
+    names = names_of(guest.demands[vcpu]) if guest is not None and vcpu < len(guest.demands) else ()
     return names[number] if number < len(names) else f"demand {number}"
 
 

@@ -8,6 +8,7 @@ from node.guest import Guest, GuestState
 from node.guest_books import mechanism_ns, retired
 from node.host import Host
 from node.mechanism import Mechanism
+from node.vcpu import names_of
 from workloads.attested_start import proper_name
 
 Rows = dict[str, list[dict[str, object]]]
@@ -125,7 +126,7 @@ def _phase_rows(guest: Guest) -> list[dict[str, object]]:
     instructions: dict[str, float] = {}
     phases: Counter[str] = Counter()
     for vcpu in guest.vcpus:
-        names = guest.demand_names[vcpu.index]
+        names = names_of(guest.demands[vcpu.index])
         for number, done in retired(vcpu):
             name = names[number]
             instructions[name] = instructions.get(name, 0.0) + done

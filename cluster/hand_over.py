@@ -275,7 +275,7 @@ PACED answers what is said between the rows to a destination whose VM runs ahead
 _ENDED = (Holding.RUNS, Holding.NOTHING)
 """What a host has of a VM that is in no move."""
 _new = tuple.__new__
-"""As in ``cluster.inbox``."""
+"""Makes a named tuple without the call of Python's that its class would add."""
 
 
 class Heard(NamedTuple):

@@ -15,7 +15,7 @@ from functools import lru_cache
 import msgpack
 
 from cluster.agent_certificates import agent_roots
-from cluster.entity import Message
+from cluster.entity import CONTROL, Message
 from cluster.event_table import PACKED, packed_events
 from cluster.firmware_key import AUTO, firmware_image
 from cluster.firmware_updates import COMMIT, UPDATE
@@ -46,6 +46,7 @@ MACHINES = "machines/"
 
 _new = tuple.__new__
 """Makes a named tuple without the call of Python's that its class would add: a fleet makes millions."""
+
 
 @dataclass(frozen=True, slots=True)
 class HostOrder:
@@ -241,4 +242,4 @@ class HostEntity:
 
     def _send(self, kind: str, fields: tuple[object, ...]) -> None:
         self._sequence += 1
-        self._outbox.append(_new(Message, (self._clock.now_ns, self.name, self._sequence, "control", kind, fields)))
+        self._outbox.append(_new(Message, (self._clock.now_ns, self.name, self._sequence, CONTROL, kind, fields)))

@@ -331,8 +331,8 @@ class LiveMigrations:
         elif verdict is Verdict.STALLED:
             self.fail(one, Outcome.TIMED_OUT, now_ns, f"no progress, {one.precopy.how_far}")
         else:
-            wished = verdict is Verdict.GO_AHEAD
-            self.fail(one, Outcome.ROUND_CAP, now_ns, one.precopy.how_far + _NO_POST_COPY * wished)
+            why = _NO_POST_COPY if verdict is Verdict.GO_AHEAD else ""
+            self.fail(one, Outcome.ROUND_CAP, now_ns, one.precopy.how_far + why)
 
     def on_deadline(self, one: Migration, _: Phase, now_ns: int) -> None:
         """The copying has taken as long as it may."""
@@ -341,8 +341,8 @@ class LiveMigrations:
             return
         one.ahead = self.settings.at_timeout is RoundCap.POST_COPY and not one.platforms
         if self.settings.at_timeout is not RoundCap.STOP and not one.ahead:
-            wished = self.settings.at_timeout is RoundCap.POST_COPY
-            self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over" + _NO_POST_COPY * wished)
+            why = _NO_POST_COPY if self.settings.at_timeout is RoundCap.POST_COPY else ""
+            self.fail(one, Outcome.TIMED_OUT, now_ns, "the time for copying is over" + why)
             return
         if not agents:
             break_round_off(self, one, now_ns)

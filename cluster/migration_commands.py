@@ -13,6 +13,7 @@ from node.migration_frames import Stream
 if TYPE_CHECKING:
     from cluster.live_migration import LiveMigrations
 
+
 def _begin(live: LiveMigrations, one: Migration) -> None:
     settings = live.settings
     said = one.number, one.order.vm, one.destination, settings.let_go_within_ns, settings.zero_share is not None

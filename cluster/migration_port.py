@@ -33,7 +33,7 @@ Send = Callable[[str, tuple[object, ...]], None]
 _HERE = (GuestState.RUNNING, GuestState.PAUSED, GuestState.STOPPED)
 _NEW = Mine(Holding.NOTHING, -1, Heard())
 _new = tuple.__new__
-"""As in ``cluster.inbox``."""
+"""Makes a named tuple without the call of Python's that its class would add."""
 _KEYS = 0
 """The step before the first round."""
 _NO_STREAM = StreamName(-1, "", "", "")

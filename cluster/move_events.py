@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from cluster.entity import CONTROL
 from cluster.migration import Migration, Outcome
 from cluster.migration_rows import migration_row
 from cluster.tables import EVENTS
 from node.host_events import EventKind
 from node.record_buffer import LogWish
-
-WHERE = "control"
-"""In the place of a host."""
 
 
 class MoveEvent(StrEnum):
@@ -60,7 +58,7 @@ def move_events(moves: Iterable[Migration], wish: LogWish, end_ns: int) -> pa.Ta
     told.sort(key=lambda one: one[1].time_ns)
     rows: list[dict[str, Any]] = [
         {
-            "entity": vm, "time_ns": record.time_ns, "host": WHERE, "number": number, "event": record.event.value,
+            "entity": vm, "time_ns": record.time_ns, "host": CONTROL, "number": number, "event": record.event.value,
             "vm": None, "vcpu": None, "took_ns": record.took_ns, "first": record.first, "second": record.second,
             "text": record.text,
         }
@@ -96,12 +94,14 @@ def _sent(one: Migration) -> Iterator[tuple[str, int]]:
     """Kinds of what was sent, those of which there is something."""
     row = migration_row(one)
     own = {kind: _count(row[column]) for kind, column in _KINDS.items()}
-    rounds = _count(row["bytes"]) - own[_STILL] - own[_AFTER]
+    rounds = 0 if one.precopy is None else one.precopy.sent_bytes
     yield from ((kind, count) for kind, count in {"in rounds": rounds, **own}.items() if count)
 
 
-_STILL, _AFTER = "standing still or in a round broken off", "after it ran"
-_KINDS = {_STILL: "final_bytes", _AFTER: "post_copy_bytes", "frames": "frame_bytes", "on the wire": "wire_bytes"}
+_KINDS = {
+    "standing still or in a round broken off": "final_bytes", "after it ran": "post_copy_bytes",
+    "frames": "frame_bytes", "on the wire": "wire_bytes",
+}  # fmt: skip
 """Columns of the table ``migrations``."""
 
 

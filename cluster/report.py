@@ -225,9 +225,12 @@ def _moves(results: Results) -> Table:
     """Live migrations by generation and outcome."""
     kinds: defaultdict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in _rows(results, "migrations"):
-        by = (row["carrier"] or "").startswith("handler") and row["outcome"] == Outcome.COMPLETED
-        how = ", ".join([f"by its {row['carrier']}"] * by + [f"devices: {row['devices']}"] * bool(row["devices"]))
-        kinds[row["generation"] or "", row["outcome"], row["reason"] or how].append(row)
+        how = []
+        if (row["carrier"] or "").startswith("handler") and row["outcome"] == Outcome.COMPLETED:
+            how.append(f"by its {row['carrier']}")
+        if row["devices"]:
+            how.append(f"devices: {row['devices']}")
+        kinds[row["generation"] or "", row["outcome"], row["reason"] or ", ".join(how)].append(row)
     table = _table(
         "Live migrations", "generation", "outcome", "VMs", "rounds", "sent", "took", "downtime", "longest", "reason",
         "",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+from cluster.entity import CONTROL
 from cluster.scenario import (
     HOST_MODEL,
     MEMORY_DISK,
@@ -218,6 +219,8 @@ def _check_names(scenario: Scenario) -> None:
         if twice:
             raise _wrong(f"{kind}.name", "a name of its own for each", f"{shown(twice[0])} twice")
     hosts = {host.name for host in scenario.host_instances}
+    if CONTROL in hosts:
+        raise _wrong("hosts.name", "a name that the control plane does not have", shown(CONTROL))
     both = [vm.name for vm in scenario.vm_instances if vm.name in hosts]
     if both:
         raise _wrong("vms.name", "a name that no host has", shown(both[0]))

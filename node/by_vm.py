@@ -9,7 +9,11 @@ V = TypeVar("V")
 
 
 class ByVm(dict[str, V]):
-    """What somebody has of each VM. ``look`` hears of a VM that is asked for and not found, and may bring it."""
+    """What somebody has of each VM. ``look`` hears of a VM that is asked for and not found, and may bring it.
+
+    It hears of nothing else: who takes a VM out, counts them or goes through them all finds only those that were asked
+    for. What waits to be asked for is of PLAIN VMs, which nothing that a hypervisor does for all of its VMs is about.
+    """
 
     def __init__(self, look: Callable[[str], bool]) -> None:
         super().__init__()

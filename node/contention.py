@@ -225,7 +225,7 @@ class Contention:
             if misses is not None:
                 self._crowdable -= 1
         remaining = end - alike.retired
-        if remaining < 0.0:  # noqa: PLR1730 - a call costs as much as the rest
+        if remaining < 0.0:
             remaining = 0.0
         done = instructions - remaining
         idle = self._idle_latency_ns
@@ -236,7 +236,7 @@ class Contention:
         busy = done * (core_ns + miss * idle) + loaded + smt + llc
         self.busy_thread_ns += busy
         waited = elapsed - (max(busy, done / cap) if cap else busy)
-        if waited < 0.0:  # noqa: PLR1730 - as above
+        if waited < 0.0:
             waited = 0.0
         return _tuple(PhaseAccount, (done, remaining, elapsed, loaded, waited, smt, llc))
 
@@ -339,7 +339,7 @@ class Contention:
         for alike in self._loads.values():
             if alike.capped_to_ns <= latency:
                 return False
-            if alike.capped_to_ns < capped_to:  # noqa: PLR1730 - a call costs as much as the rest
+            if alike.capped_to_ns < capped_to:
                 capped_to = alike.capped_to_ns
             alike.rate = rate = alike.cap
             demand += alike.count * rate * alike.now[2]
@@ -416,7 +416,7 @@ class Contention:
         first = _ENDLESS_NS
         for alike in self._loads.values():
             left = (alike.ends[0][0] - alike.retired) / alike.rate
-            if left < first:  # noqa: PLR1730 - a call costs as much as the rest
+            if left < first:
                 first = left
         return self._now_ns + max(1, ceil(first)) if first < _ENDLESS_NS else NEVER_NS
 

@@ -359,7 +359,7 @@ class Departures:
             if one_ns < 0:
                 # A look follows a change, and nothing changes before the next event.
                 one_ns = next_event_ns + departure.interval_ns
-            if one_ns < earliest_ns:  # noqa: PLR1730 - a call costs as much as the rest
+            if one_ns < earliest_ns:
                 earliest_ns = one_ns
         return earliest_ns
 

@@ -87,7 +87,7 @@ class EntryRuns:
         self._last = _NOWHERE
         """The run that was asked for last: accesses go on where they were."""
         self.gap = (0, 0)
-        """And the gap: as large as it is, but for what is beyond its leaf."""
+        """The gap that was found last, cut at its leaf's end, for who looks at every store."""
         self.changes = 0
         """Counts whatever may change a page's entry; what lies in DRAM changes without a count."""
 

@@ -119,8 +119,7 @@ class Chain:
     def leave(self, now_ns: int) -> ChainEnd:
         """Hand the chain over to where its entity goes: the open bucket goes along, closed ones stay here."""
         if now_ns >= self._end_ns:
-            self._close_bucket()
-            self._bucket = now_ns // self._bucket_ns
+            self._open_bucket(now_ns)
         end = tuple.__new__(ChainEnd, (self._bucket, self._count, self._hash.digest()))
         self._count = 0
         return end

@@ -33,6 +33,7 @@ _ANEW = ("INIT", "DF_FLUSH")
 
 def update_firmware(self: Hypervisor, image: bytes, commit: bool) -> Reply:
     """Bring firmware from an image, provisionally unless it is to be committed; the status, or why nobody was asked."""
+    # PLAIN VMs without a record, which these leave out, have nothing of the firmware.
     if any(record.generation in LEGACY for record in self._vms.values()):
         return LEGACY_GUESTS
     try:

@@ -46,11 +46,6 @@ class FrameAllocator:
         """What nobody has."""
         return self._all_bytes - self.used_bytes
 
-    @property
-    def free_runs(self) -> list[tuple[int, int]]:
-        """The same as runs, by address."""
-        return [(start, end - start) for start, end in zip(self._starts, self._ends, strict=True)]
-
     def allocate(self, length: int, alignment: int) -> list[tuple[int, int]]:
         """Take ``length`` bytes in aligned pieces, one piece if any free run has room. Raises OutOfMemory."""
         start = self.allocate_run(length, alignment)
@@ -129,7 +124,7 @@ class FrameAllocator:
             starts.insert(index + 1, end)
             ends.insert(index, start)
         self.used_bytes = used = self.used_bytes + end - start
-        if used > self.peak_bytes:  # noqa: PLR1730 - a call costs as much as the rest
+        if used > self.peak_bytes:
             self.peak_bytes = used
 
     def release(self, pieces: Iterable[tuple[int, int]]) -> None:

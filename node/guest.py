@@ -22,7 +22,7 @@ from node.phase_cost import PhaseCost
 from node.program import Demand, ProgramSpec
 from node.svsm_use import SvsmUse
 from node.tenant import TenantPort
-from node.vcpu import Vcpu, VcpuState, names_of
+from node.vcpu import Vcpu, VcpuState
 from node.vcpu_throttle import Throttle
 from tio.device_identity import CardKind
 
@@ -167,11 +167,6 @@ class Guest:
     """What it said last of its devices, and those that it trusts, a bit for each."""
     network: NetworkBooks | None = None
     """What went through its network cards, if it has some."""
-
-    @property
-    def demand_names(self) -> tuple[tuple[str, ...], ...]:
-        """The names of its demands, by vCPU."""
-        return tuple([names_of(demands) for demands in self.demands])
 
     def tell_parked(self) -> None:
         """Call whoever waits for all of its vCPUs to be at rest, where they are."""

@@ -288,10 +288,6 @@ class Hypervisor:
         clears = [op.HostClear(spa, length) for spa, length in joined(record.frames)]
         clears += [op.PaidClear(spa, PAGE_BYTES) for spa in record.small]
         yield (*clears, op.VmcbClear(vm))
-        self.release(vm, record, pieces)
-
-    def release(self, vm: str, record: LaunchedVm, pieces: list[tuple[int, int]]) -> None:
-        """A VM's memory is cleared: forget it. ``pieces`` are all of its frames but those of its tables."""
         self.frames.release(pieces + record.tables)
         if record.asid:
             self.asids.release(record.asid)

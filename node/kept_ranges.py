@@ -26,7 +26,7 @@ class KeptRanges:
             raise ValueError(f"{spa:#x}: kept by another already")
 
     def keep_apart(self, spa: int, length: int, touch: Touch) -> bool:
-        """Add a range that is not empty; whether it meets no other, for else it is left."""
+        """Add a range that is not empty. True if it was added; one that meets another is not."""
         starts, ends = self._starts, self._ends
         at = bisect_left(starts, spa)
         if (at < len(starts) and starts[at] < spa + length) or (at and ends[at - 1] > spa):

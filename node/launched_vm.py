@@ -101,6 +101,11 @@ class LaunchedVm:
     svsm: FirmwareImage | None = None
     """The image below the firmware, where there is one."""
 
+    def add_area(self, spa: int) -> None:
+        """A page of its own is the next vCPU's save area."""
+        self.small.append(spa)
+        self.save_areas.append(spa)
+
     def entered(self) -> Entered:
         """What its launch came to."""
         cards = tuple([one.requester for one in self.functions])

@@ -52,8 +52,7 @@ class MigrationLoads:
         """It is over; nothing happens where there is none."""
         slots = self._slots.pop(vm, None)
         if slots is not None:
-            for slot in slots:
-                self._cores.release(slot)
+            self._release(slots)
             if self._slots:
                 self._share()
 

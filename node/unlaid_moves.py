@@ -25,8 +25,7 @@ from node.nested_table_pages import layout_of, table_pages
 from node.operation_cost import HostOperationCost
 from node.vm_place import VmPlace
 from node.vm_state import VmState
-from node.vm_transfer import PAUSE, RESUME, STOP, fill_at
-from node.vmsa import StoredArea
+from node.vm_transfer import PAUSE, RESUME, STOP, fill_at, take_areas
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 Refused = Callable[[LaunchRefused], None]
@@ -131,7 +130,7 @@ class UnlaidMoves:
             if found is None:
                 return None
             areas, pages = found
-            return _new(VmState, (vm, areas, started, place.launched, rips, pages, *_NO_MORE))
+            return _new(VmState, (vm, areas, started, place.launched_gpas, rips, pages, *_NO_MORE))
 
         self._tasks.spend(guest, spent_ns, state, read, refused, lambda: hypervisor.export(vm, started, rips))
         return True
@@ -143,18 +142,14 @@ class UnlaidMoves:
         place = self._place(vm)
         if place is None or hypervisor is None or place.areas or state.blocks or not state.save_areas:
             return False
-        place.launched, areas = state.launched, list[tuple[int, bytes | StoredArea]]()
-        for page in state.save_areas:
-            ((spa, _),) = hypervisor.frames.allocate(PAGE_BYTES, PAGE_BYTES)
-            place.areas += (spa,)
-            areas.append((spa, page))
+        areas = take_areas(hypervisor, place, state)
 
         def back() -> tuple[Entered, bytes] | None:
             octets = unlaid.fill(vm, state.pages, areas)
             return None if octets is None else (place.entered(), octets)
 
         def task() -> FillTask:
-            return fill_at(hypervisor, spec, state, [(spa, bytes(page)) for spa, page in areas])
+            return fill_at(hypervisor, spec, state, areas)
 
         self._tasks.spend(guest, self._resume_ns, back, laid, refused, task)
         return True

@@ -20,8 +20,10 @@ from node.migration_refusal import REFUSALS, MigrationRefusal
 from node.sealed_transfer import SEALED, export_sealed, fill_sealed, record_of, show_platform
 from node.sev_features import features_of
 from node.svsm_launch import svsm_below
+from node.vm_place import VmPlace
 from node.vm_state import Run, VmState, whole_runs
-from node.vmsa import VMSA_BYTES
+from node.vmsa import VMSA_BYTES, StoredArea
+from psp.system_bus import PAGE_BYTES
 
 if TYPE_CHECKING:
     from node.hypervisor import Hypervisor
@@ -104,15 +106,17 @@ def fill(self: Hypervisor, spec: MachineSpec, state: VmState) -> FillTask:
     return (yield from fill_at(self, spec, state, take_areas(self, record, state)))
 
 
-Areas = list[tuple[int, bytes]]
+Areas = list[tuple[int, bytes | StoredArea]]
 """Where each vCPU's registers are to lie, and what lies there."""
 
 
-def take_areas(self: Hypervisor, record: LaunchedVm, state: VmState) -> Areas:
+def take_areas(self: Hypervisor, record: LaunchedVm | VmPlace, state: VmState) -> Areas:
     """Take frames for the registers of a VM that came."""
-    record.launched_gpas = state.launched
-    areas = [(self.small_page(record), bytes(area)) for area in state.save_areas]
-    record.save_areas += [spa for spa, _ in areas]
+    record.launched_gpas, areas = state.launched, Areas()
+    for page in state.save_areas:
+        ((spa, _),) = self.frames.allocate(PAGE_BYTES, PAGE_BYTES)
+        record.add_area(spa)
+        areas.append((spa, page))
     return areas
 
 
@@ -124,7 +128,7 @@ def fill_at(self: Hypervisor, spec: MachineSpec, state: VmState, areas: Areas) -
     writes += [op.DiskWrite(spec.name, lba, data) for lba, data in state.blocks]
     for index, (spa, area) in enumerate(areas):
         writes += [
-            op.HostWrite(spa, area, c_bit),
+            op.HostWrite(spa, bytes(area), c_bit),
             op.VmcbWrite(spec.name, index, record.asid, spec.generation.name, spa),
         ]
     # One batch: before its first VMRUN nobody but the host knows of the VM.

@@ -100,6 +100,16 @@ BAD = {
         "vms.name",
         'expected a name that no host has, got "milan"',
     ),
+    "a host of the control plane's name": (
+        GOOD.replace('"milan"', '"control"'),
+        "hosts.name",
+        'expected a name that the control plane does not have, got "control"',
+    ),
+    "one of many of the control plane's name": (
+        GOOD.replace('"milan"', '"control-1"') + HOST.replace('"milan"', '"control"'),
+        "hosts.name",
+        'expected a name that the control plane does not have, got "control"',
+    ),
     "unknown product": (
         GOOD.replace("Milan", "Zen9"),
         'hosts[0].product of "milan"',

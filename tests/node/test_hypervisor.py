@@ -28,7 +28,7 @@ def holdings(host: Host) -> dict[str, object]:
         "keys": [asid for asid in range(1, host.spec.product.max_asid + 1) if board.controller.has_key(asid)],
         "contexts": (len(board.psp.snp.guests.pages.spas), len(board.psp.legacy.guests)),
         "control blocks": (dict(board.vmcbs), dict(board.nested), dict(board.disks)),
-        "records": dict(hypervisor._vms),
+        "records": (dict(hypervisor._vms), dict(hypervisor.places)),
     }  # fmt: skip
 
 
