@@ -37,12 +37,17 @@ class Entry:
 class CommitRecord:
     """An append-only file in memory; ``most_bytes`` is its disk, from the beginning; 0 for one without end.
 
+    Of ``data``, what an earlier writer left, all from the first entry on that is not whole is cut off: behind that
+    nothing would ever be read again.
+
     What is written becomes bytes when somebody looks, or there is an end that it could meet.
     """
 
     def __init__(self, data: bytes | bytearray = b"", most_bytes: int = 0) -> None:
         self.most_bytes = most_bytes
         self._data = bytearray(data)
+        ends = [end for _, end in _whole(self._data)]
+        del self._data[ends[-1] if ends else 0 :]
         self._written: list[tuple[int, Record]] = []
         self._reserved: dict[int, int] = {}
         """Bytes that moves may still write, where there is an end."""
@@ -81,19 +86,8 @@ class CommitRecord:
 
     def entries(self) -> Iterator[Entry]:
         """What can be read, oldest first."""
-        at, data = 0, self.data
-        while at + _HEAD_BYTES <= len(data):
-            length = int.from_bytes(data[at : at + 4], "little")
-            body = bytes(data[at + _HEAD_BYTES : at + _HEAD_BYTES + length])
-            if len(body) != length or length > MOST_ENTRY_BYTES:
-                return
-            if zlib.crc32(body).to_bytes(4, "little") != data[at + 4 : at + _HEAD_BYTES]:
-                return
-            entry = _entry(body)
-            if entry is None:
-                return
+        for entry, _ in _whole(self.data):
             yield entry
-            at += _HEAD_BYTES + length
 
     def last(self) -> dict[int, Record]:
         """The last decision about each move."""
@@ -107,6 +101,23 @@ _LONGEST = (Record.BEGUN, Record.COMMITTED, Record.AHEAD, Record.MOVED)
 def _framed(number: int, record: Record) -> bytes:
     body = packed((number, record.value))
     return len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little") + body
+
+
+def _whole(data: bytearray) -> Iterator[tuple[Entry, int]]:
+    """Each entry up to the first that is not whole, and where it ends."""
+    at = 0
+    while at + _HEAD_BYTES <= len(data):
+        length = int.from_bytes(data[at : at + 4], "little")
+        body = bytes(data[at + _HEAD_BYTES : at + _HEAD_BYTES + length])
+        if len(body) != length or length > MOST_ENTRY_BYTES:
+            return
+        if zlib.crc32(body).to_bytes(4, "little") != data[at + 4 : at + _HEAD_BYTES]:
+            return
+        entry = _entry(body)
+        if entry is None:
+            return
+        at += _HEAD_BYTES + length
+        yield entry, at
 
 
 def _entry(body: bytes) -> Entry | None:

@@ -281,6 +281,10 @@ class Host:
             else:
                 guest.reason = "host crashed"
                 self.destroy(name)
+        self.restart_agent()
+
+    def restart_agent(self) -> None:
+        """The host's migration agent begins anew, and keeps nothing. Does nothing on a host that has none."""
         if self.spec.platform.migration_agent and not self._agent_restarts:
             # One that is being launched keeps nothing yet.
             self._agent_restarts = True

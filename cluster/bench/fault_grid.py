@@ -1,5 +1,7 @@
 """Each fault at each point of a move: where a schedule by chance hardly ever hits, somebody aims.
 
+Faults are those of scenarios, and those that no scenario has a word for (``cluster.bench.inner_faults``).
+
 A move that nothing disturbs says when it is where; then it is made again, once for each fault and each of these points,
 with the fault there, and judged as schedules by chance are. What lies between two points of one, in the network and at
 the hosts, follows from a seed.
@@ -13,12 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.bench.faults import CHIPS, judged
+from cluster.bench.inner_faults import INNER_FAULTS, RETURNS_NS, SOURCE, TARGET, Built, FaultyControl, InnerFault
 from cluster.bench.moving_machines import VM, WAYS, moving
+from cluster.control_plane import ControlPlane
 from cluster.errors import ToolError
 from cluster.migration import Migration, Outcome
+from node.host import Host
 from workloads.trace_player import pack_runs
 
-SOURCE, TARGET, OTHER = "host-1", "host-2", "host-3"
+OTHER = "host-3"
 _ORDERED_NS = 1_000_000_000
 _WRITES = {"workload": "trace-player", "parameters": {
     "fragments": pack_runs([(60_000, 100)]), "touches_per_step": 8, "step_ms": 500,
@@ -114,18 +119,49 @@ def is_copied_while_it_runs(way: str) -> bool:
     return bool(machine.get("migration_handler") or not machine.get("migration_agent"))
 
 
+def faults_of(way: str) -> list[str]:
+    """Names of those that there are for a way to move."""
+    name = way.removesuffix(_AHEAD)
+    return [*FAULTS, *[fault for fault, one in INNER_FAULTS.items() if one.has_it(name)]]
+
+
 def cells(way: str, firmware: Path) -> Iterator[Cell]:
     """All of one way to move."""
     for point, (from_ns, to_ns) in points(way, firmware).items():
-        for fault in FAULTS:
+        for fault in faults_of(way):
             yield Cell(way, fault, point, from_ns, to_ns)
 
 
+def played(cell: Cell, firmware: Path, seed: int) -> tuple[str | None, list[Migration]]:
+    """What is wrong after a cell, None for nothing, and its moves."""
+    body, at_ns = _schedule(cell, firmware, seed)
+    inner = INNER_FAULTS.get(cell.fault)
+    if inner is None:
+        return judged(body)
+    dice = random.Random(f"{seed} {cell}")  # noqa: S311 - it need not be secret
+    return judged(body, lambda control, hosts: _bring(inner, at_ns, control, hosts, dice))
+
+
+def _bring(
+    inner: InnerFault, at_ns: int, control: ControlPlane, hosts: Mapping[str, Host], dice: random.Random
+) -> FaultyControl:
+    built = Built(FaultyControl(control), hosts, dice)
+    inner.bring(built, at_ns)
+    return built.control
+
+
 def schedule(cell: Cell, firmware: Path, seed: int) -> dict[str, Any]:
-    """A scenario with the fault there: at either end of that time, or between."""
+    """A scenario with the fault there, as far as a scenario has a word for it."""
+    return _schedule(cell, firmware, seed)[0]
+
+
+def _schedule(cell: Cell, firmware: Path, seed: int) -> tuple[dict[str, Any], int]:
+    """The scenario, and when the fault comes: at either end of the time of its point, or between."""
     dice = random.Random(f"{seed} {cell.way} {cell.fault} {cell.point}")  # noqa: S311 - it need not be secret
     at_ns = dice.choice((cell.from_ns, cell.to_ns - 1, dice.randint(cell.from_ns, max(cell.from_ns, cell.to_ns - 1))))
-    changed = FAULTS[cell.fault](max(_ORDERED_NS, at_ns))
+    at_ns = max(_ORDERED_NS, at_ns)
+    inner = INNER_FAULTS.get(cell.fault)
+    changed = (FAULTS[cell.fault] if inner is None else inner.change)(at_ns)
     body = _body(cell.way, firmware, seed)
     moves = body["migrations"]
     if "cancel_after" in changed:
@@ -133,8 +169,10 @@ def schedule(cell: Cell, firmware: Path, seed: int) -> dict[str, Any]:
     if "also" in changed:
         moves.append(changed["also"])
     # What came of it is looked at twice: also by a move that comes when it is over, and goes back where it came from.
-    moves.append({"vm": VM, "at": "4 s", "to": SOURCE})
-    return body | {"faults": changed.get("faults", [])}
+    moves.append({"vm": VM, "at": f"{RETURNS_NS} ns", "to": SOURCE})
+    if "record" in changed:
+        body["migration"]["record"] = changed["record"]
+    return body | {"faults": changed.get("faults", [])}, at_ns
 
 
 def _body(way: str, firmware: Path, seed: int) -> dict[str, Any]:

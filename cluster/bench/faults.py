@@ -14,13 +14,15 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cluster.bench.moving_machines import VM, devices_amiss, moving
 from cluster.bench.progress import bench_line
+from cluster.control_plane import ControlPlane
 from cluster.coordinator import Coordinator
+from cluster.entity import ControlPlane as Steps
 from cluster.errors import ToolError
 from cluster.figure import Figure
 from cluster.fleet import build_fleet
@@ -48,6 +50,8 @@ BESIDES = {
 """Other ways to move, and how many schedules of each are played besides."""
 _QUICK = {"psp.send_update_ns_per_kib": 10240, "psp.receive_update_ns_per_kib": 10240}
 _USUALLY = gc.get_threshold()
+Bring = Callable[[ControlPlane, Mapping[str, Host]], Steps]
+"""Brings faults into a fleet's parts; the control plane as it is to be driven then."""
 _CRASHED = ("host crashed", "its memory was on a host that crashed")
 _HERE = (GuestState.RUNNING, GuestState.PAUSED, GuestState.ARRIVING)
 
@@ -86,7 +90,7 @@ def _aimed(firmware: Path) -> Iterator[Figure]:
         cells, began = list(fault_grid.cells(way, firmware)), time.perf_counter()
         with bench_line("bench faults", f"faults at points of a move, {way}") as tell:
             for number, cell in enumerate(cells, start=1):
-                found, _ = judged(fault_grid.schedule(cell, firmware, 0))
+                found, _ = fault_grid.played(cell, firmware, 0)
                 if found is not None:
                     raise ToolError(f"bench faults: {way}: {cell.fault}, {cell.point}: {found}")
                 tell(number, len(cells))
@@ -177,8 +181,8 @@ class _Watched(InlineLayout):
         return report
 
 
-def judged(body: dict[str, Any]) -> tuple[str | None, list[Migration]]:
-    """Play a scenario: what is wrong after it, None for nothing, and its moves."""
+def judged(body: dict[str, Any], bring: Bring | None = None) -> tuple[str | None, list[Migration]]:
+    """Play a scenario, with what it has no word for: what is wrong after it, None for nothing, and its moves."""
     scenario = Scenario.parse(body)
     fleet, layout = build_fleet(scenario), _Watched()
     built: list[Host] = []
@@ -192,8 +196,11 @@ def judged(body: dict[str, Any]) -> tuple[str | None, list[Migration]]:
     layout.all = built
     layout.crashes = any(fault["kind"] == "host-crash" for fault in body["faults"])
     layout.idle = _held(built[1])
+    control: Steps = fleet.control
+    if bring is not None:
+        control = bring(fleet.control, {host.spec.name: host for host in built})
     try:
-        Coordinator(layout, fleet.control, scenario.control_plane_latency, scenario.duration).run()
+        Coordinator(layout, control, scenario.control_plane_latency, scenario.duration).run()
     except Exception as error:  # noqa: BLE001 - whatever it is, it has a schedule that leads there
         return f"{type(error).__name__}: {error}", fleet.control.migrations.all
     rows = layout.collect(scenario.duration)
@@ -218,6 +225,9 @@ def _wrong(layout: _Watched, rows: Rows, moves: list[Migration]) -> str | None:
         return "said to be lost, and no host crashed"
     if len(there) > 1:
         return f"on {', '.join(there)}"
+    for one in moves:
+        if one.is_over and one.outcome is not Outcome.COMPLETED and not one.reason:
+            return f"move {one.number} ended as {one.outcome}, and nothing says why"
     if not there:
         crashed = any(row["vm"] == VM and row["reason"] in _CRASHED for row in rows.get("vms", []))
         crashed = crashed or any(one.outcome is Outcome.LOST or _lost_after(one) for one in moves)

@@ -29,6 +29,15 @@ def test_a_record_that_is_cut_anywhere_reads_as_a_beginning_of_what_was_written(
     assert len(written(found).data) <= max(cut, 0)
 
 
+@settings(max_examples=30, deadline=None)
+@given(entries=ENTRIES, cut=st.integers(0, 400))
+def test_what_is_written_behind_a_cut_is_read_again(entries: list[Entry], cut: int) -> None:
+    reopened = CommitRecord(written(entries).data[:cut])
+    before = list(reopened.entries())
+    reopened.append(7, Record.COMMITTED)
+    assert list(reopened.entries()) == [*before, Entry(7, Record.COMMITTED)]
+
+
 def test_room_for_what_was_written_is_kept_no_longer():
     one = CommitRecord(most_bytes=1 << 20)
     assert one.reserve(0)

@@ -7,7 +7,7 @@ import pytest
 
 from cluster import hand_over
 from cluster.bench import fault_grid, faults
-from cluster.bench.fault_grid import FAULTS, GENERATIONS, Cell
+from cluster.bench.fault_grid import GENERATIONS, Cell
 from cluster.bench.moving_machines import WAYS
 from cluster.hand_over import Event, Phase
 
@@ -34,18 +34,18 @@ def cells(way: str, firmware: Path) -> list[Cell]:
 
 
 def found(one: Cell, firmware: Path, seed: int = 1) -> str | None:
-    return faults.judged(fault_grid.schedule(one, firmware, seed))[0]
+    return fault_grid.played(one, firmware, seed)[0]
 
 
 @pytest.mark.parametrize("way", GENERATIONS)
 def test_a_move_has_these_points_and_every_fault_comes_at_each(way: str, firmware: Path) -> None:
     assert [(one.point, one.fault) for one in cells(way, firmware)] == [
-        (point, fault) for point in points(way) for fault in FAULTS
+        (point, fault) for point in points(way) for fault in fault_grid.faults_of(way)
     ]
     assert all(one.from_ns < one.to_ns for one in cells(way, firmware))
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", fault_grid.faults_of("PLAIN"))
 def test_whatever_happens_wherever_a_plain_vm_is_whole_and_in_one_place(fault: str, firmware: Path) -> None:
     for one in cells("PLAIN", firmware):
         if one.fault == fault:
@@ -56,8 +56,9 @@ def test_whatever_happens_wherever_a_plain_vm_is_whole_and_in_one_place(fault: s
 def test_so_is_one_that_moves_another_way(way: str, firmware: Path) -> None:
     """Each fault once, each at another point; ``sevfleet bench faults`` has all of them at all."""
     every = cells(way, firmware)
-    for number in range(0, len(FAULTS), 3 if way.startswith("SEV_TIO") else 1):
-        one = every[number % len(points(way)) * len(FAULTS) + number]
+    there = len(fault_grid.faults_of(way))
+    for number in range(0, there, 3 if way.startswith("SEV_TIO") else 1):
+        one = every[number % len(points(way)) * there + number]
         assert found(one, firmware) is None, one
 
 
