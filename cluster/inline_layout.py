@@ -82,7 +82,7 @@ class InlineLayout:
 
     @property
     def advice(self) -> str:
-        """Whether workers would pay."""
+        """Whether workers would pay; without windows, how many there would have been is an estimate."""
         if self._advice is None:
             return ""
         if self._together is not None:

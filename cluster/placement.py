@@ -138,12 +138,16 @@ class FirstFit:
         return found[0] if found and None not in found else None
 
     def no_room(self, name: str, pin: str | None, excluded: frozenset[str]) -> str:
-        """What is missing where a VM that is to move found no place: on the host that is named, or on all others."""
+        """What is missing where a VM that is to move found no place: on the host that is named, or on all others.
+
+        Hosts to which it could never go have nothing that it lacks.
+        """
         account, guest = self._placed[name]
         if pin is None:
             excluded = excluded | self._closed
         others = [one for one in self.accounts if one is not account and pin in (None, one.name)]
-        short = [what for one in others if one.name not in excluded for what in one.short_of(guest)]
+        asked = [one for one in others if one.name not in excluded and account.unfit(guest, one) is None]
+        short = [what for one in asked for what in one.short_of(guest)]
         where = "no host has room" if pin is None else f"no room on {pin}"
         return ": ".join([where, *filter(None, [", ".join(dict.fromkeys(short))])])
 

@@ -71,7 +71,11 @@ class Together:
         self.busy_s = 0.0
         """Wall time of all calls, but for the control plane's."""
         self.windows = 0
-        """How many there would have been: each begins with an event that is not before the end of the last."""
+        """About how many there would have been: each begins with an event that is not before the end of the last.
+
+        It is an estimate, which advice about workers is made of: promises are as old as the last look, so that
+        there may be more than shards would have had, and who goes far in one go may pass some by.
+        """
         self._window_ns = 0
         """Where the last of them would have ended."""
 

@@ -132,14 +132,18 @@ def cells(way: str, firmware: Path) -> Iterator[Cell]:
             yield Cell(way, fault, point, from_ns, to_ns)
 
 
-def played(cell: Cell, firmware: Path, seed: int) -> tuple[str | None, list[Migration]]:
-    """What is wrong after a cell, None for nothing, and its moves."""
+def played(cell: Cell, firmware: Path, seed: int, *, twice: bool = False) -> tuple[str | None, list[Migration]]:
+    """What is wrong after a cell, None for nothing, and its moves; ``twice`` as ``judged`` has it."""
     body, at_ns = _schedule(cell, firmware, seed)
     inner = INNER_FAULTS.get(cell.fault)
     if inner is None:
-        return judged(body)
-    dice = random.Random(f"{seed} {cell}")  # noqa: S311 - it need not be secret
-    return judged(body, lambda control, hosts: _bring(inner, at_ns, control, hosts, dice))
+        return judged(body, twice=twice)
+
+    def bring(control: ControlPlane, hosts: Mapping[str, Host]) -> FaultyControl:
+        dice = random.Random(f"{seed} {cell}")  # noqa: S311 - it need not be secret
+        return _bring(inner, at_ns, control, hosts, dice)
+
+    return judged(body, bring, twice=twice)
 
 
 def _bring(

@@ -1,18 +1,21 @@
 """Moves while hosts and the control plane crash, links break and messages go astray: a VM is whole, in one place.
 
 Every schedule follows from its number: 200 are played here, two thousand by ``sevfleet bench faults``. The oracle
-looks from outside at every host after every window. The store in the VM checks each record against what it wrote, so
-an old copy or a lost page would end it.
+looks from outside at every host after every window, and some are played again without windows. The store in the VM
+checks each record against what it wrote, so an old copy or a lost page would end it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from cluster import shard
 from cluster.bench import faults
+from cluster.entity import ControlPlane, Message
 from cluster.migration import Outcome
+from cluster.together import Stretch, Together
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,7 @@ def firmware(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_whatever_goes_wrong_a_vm_is_whole_and_in_one_place(first: int, generation: str, firmware: Path) -> None:
     for seed in range(first, first + 10):
         body = faults.schedule(seed, generation, firmware)
-        wrong, moves = faults.judged(body)
+        wrong, moves = faults.judged(body, twice=seed % faults.TWICE == 0)
         assert wrong is None, f"seed {seed}: {wrong}; smallest: {faults.smallest(body)}"
         assert moves
 
@@ -50,8 +53,34 @@ def test_hosts_keep_what_they_promise_wherever_they_are_interrupted(
     seed: int, way: str, firmware: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a machine that is busy a call ends after any event: what is about to be said has to be promised there too."""
-    monkeypatch.setattr(shard, "SLICE_EVENTS", 1)
-    assert faults.judged(faults.schedule(seed, way, firmware))[0] is None
+    monkeypatch.setattr("cluster.slices.SLICE_EVENTS", 1)
+    monkeypatch.setattr("cluster.together.CALL_S", 0.0)
+    assert faults.judged(faults.schedule(seed, way, firmware), twice=True)[0] is None
+
+
+class Late(Together):
+    """Has the control plane's mail come a nanosecond later than it was meant."""
+
+    def go_on(self, control: ControlPlane, acts_ns: int, *, until_acted: bool = False) -> Stretch:
+        def step(now_ns: int, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
+            mail, next_ns = control.step(now_ns, messages)
+            return [one._replace(time_ns=one.time_ns + 1) for one in mail], next_ns
+
+        late = cast(ControlPlane, SimpleNamespace(step=step, next_event_ns=control.next_event_ns))
+        return super().go_on(late, acts_ns, until_acted=until_acted)
+
+
+def test_what_hosts_tell_otherwise_where_nobody_watches_is_found(
+    firmware: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = faults.schedule(0, "PLAIN", firmware)
+    assert faults.judged(body, twice=True)[0] is None
+    monkeypatch.setattr("cluster.shard.Together", Late)
+    assert faults.judged(body)[0] is None
+    wrong, _ = faults.judged(body, twice=True)
+    assert wrong is not None
+    assert wrong.startswith("otherwise without windows: ")
+    assert "digests" in wrong
 
 
 def at(body: dict[str, Any], *plans: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -139,7 +168,8 @@ def test_a_schedule_that_fails_is_made_smaller(firmware: Path, monkeypatch: pyte
     body = faults.schedule(3, "PLAIN", firmware)
     body["faults"] = [{"kind": "control-plane-crash", "at": f"{time} s"} for time in (1, 2, 3)]
 
-    def judged(body: dict[str, Any]) -> tuple[str | None, list[Any]]:
+    def judged(body: dict[str, Any], *, twice: bool) -> tuple[str | None, list[Any]]:
+        assert twice
         return ("wrong" if {"kind": "control-plane-crash", "at": "2 s"} in body["faults"] else None), []
 
     monkeypatch.setattr(faults, "judged", judged)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from cluster.placement import FIRMWARE_BYTES, FirstFit, HostAccount
 from node.generation import Generation
 from node.guest import GuestSpec
+from node.product import PRODUCTS
 from node.program import ProgramSpec
 
 GIB = 1 << 30
@@ -152,3 +155,15 @@ def test_what_a_machine_that_is_to_move_finds_too_little_of_is_named() -> None:
     alone = FirstFit((account("home"),))
     alone.place(guest("vm"))
     assert alone.no_room("vm", None, frozenset()) == "no host has room"
+
+
+@pytest.mark.parametrize("never", [
+    {"generations": frozenset({Generation.PLAIN}), "free_asids": {Generation.SEV: 0}},
+    {"product": PRODUCTS["Rome"], "free_vcpus": 0.0},
+])  # fmt: skip
+def test_what_a_host_to_which_a_vm_could_never_go_has_too_little_of_is_not_what_it_lacks(never: dict[str, Any]) -> None:
+    hosts = account("home", product=PRODUCTS["Milan"]), account("never", **never), account("full", free_bytes=0)
+    fit = FirstFit(hosts)
+    assert fit.place(guest("vm", Generation.SEV)) == "home"
+    assert fit.misfit("vm", "never") is not None
+    assert fit.no_room("vm", None, frozenset({"home"})) == "no host has room: memory"
