@@ -152,7 +152,11 @@ def export_by_handler(
     ranges = tuple([(gpa, length) for gpa, length in _moved(record)])
     # From when it is asked, for one that fails may have taken the save areas before.
     record.handed_over = True
-    found = yield from _order(self, vm, record, "out", record.gctx, ranges)
+    try:
+        found = yield from _order(self, vm, record, "out", record.gctx, ranges)
+    except NoAnswer:
+        record.handed_over = False  # Who says nothing has not begun: the guest may be entered as before.
+        raise
     match found:
         case (tuple(packets), tuple(areas), bytes(identity)):
             pass
