@@ -32,7 +32,7 @@ from node.measured_launch import VMSA_GPA
 from node.migration_refusal import MigrationRefusal
 from node.moved_areas import MovedArea, areas_in, areas_of
 from node.packing import packed
-from node.page_swaps import PageSwaps, counted
+from node.page_swaps import PageSwaps, counted, held_row
 from node.sev_features import launch_features
 from node.vm_state import Packet, Run, VmState
 from psp import command_buffers as buffers
@@ -164,6 +164,56 @@ def export_by_agent(
     yield from _hold(self, record, areas, in_memory)
     swaps = PageSwaps(self, record)
     yield from swaps.begin()
+    try:
+        packets, sealed, rows, metadata = yield from _swap_out(record, swaps, private, seats, in_memory)
+    except LaunchRefused:
+        # Part of it is out: that comes back, and firmware lets go of what it holds besides.
+        yield from _as_far_as_it_goes(record, swaps.undo())
+        if record.torn:
+            record.firmware_pages += swaps.pages
+        yield from _reclaim_each(self, record, [spa for spa in areas if spa not in in_memory])
+        raise
+    yield from swaps.end()
+    state = VmState(
+        vm, (), started, record.launched_gpas, reset_rips, tuple(plain), disk.runs, packets, sealed,
+        record.shared.ranges(), record.told_by_vcpus(), b"", metadata, rows,
+    )  # fmt: skip
+    try:
+        context = yield from order_agent(self, "export", vm, record.gctx)
+    except LaunchRefused:
+        # The guest is the firmware's still, and all of it is out.
+        yield from self._checked(
+            [held_row(record, gpa, record.spa_of(gpa), pages, large=large) for gpa, pages, large in rows]
+        )
+        yield from _as_far_as_it_goes(record, _come_in(self, record, state, [spa for _, spa in private], areas))
+        if record.torn:
+            yield from _reclaim_each(self, record, [spa for spa in areas if spa not in in_memory])
+        raise
+    assert isinstance(context, bytes)
+    # EXPORT has taken the context; its page is firmware's, and the pages are nobody's but the host's to take back.
+    record.gctx, record.left = 0, record.gctx
+    record.immutable.update({spa for _, spa in private} | set(areas))
+    record.out = state._replace(context=context)
+    return record.out
+
+
+def _as_far_as_it_goes(record: LaunchedVm, back: Task) -> Task:
+    """Have pages come back; where firmware takes one no more the guest cannot go on, and its record says why."""
+    try:
+        yield from back
+    except LaunchRefused as why:
+        record.torn = str(why)
+
+
+_Out = tuple[tuple[Packet, ...], tuple[Packet, ...], tuple[tuple[int, int, bool], ...], tuple[bytes, ...]]
+"""Pages, save areas, rows as (GPA, pages, large), and Metadata pages."""
+
+
+def _swap_out(
+    record: LaunchedVm, swaps: PageSwaps, private: list[tuple[int, int]], seats: list[tuple[int, int, int]],
+    in_memory: dict[int, int],
+) -> Generator[Batch, Answers, _Out]:  # fmt: skip
+    """SNP_PAGE_SWAP_OUT of all that is the guest's alone. Raises LaunchRefused, with part of it out."""
     packets: list[Packet] = []
     for gpa, spa in private:
         page = yield from swaps.out(DATA, spa)
@@ -173,32 +223,16 @@ def export_by_agent(
         page = yield from swaps.out(VMSA, spa)
         one = MovedArea(in_memory.get(spa, VMSA_GPA), vcpu, vmpl, record.seat(vcpu) == (vcpu, vmpl))
         sealed.append((number, one.pack(), page))
-    gone = {spa for _, spa in private} | set(areas)
+    gone = {spa for _, spa in private} | {spa for _, _, spa in seats}
     rows = []
     for gpa, spa, pages, large in list(_rows(record, gone)):
         done, size = 0, LARGE_PAGE_BYTES if large else PAGE_BYTES
         while done < pages:
-            taken = yield from swaps.row(spa + done * size, pages - done, large=large)
+            taken = yield from swaps.row(gpa + done * size, spa + done * size, pages - done, large=large)
             rows.append((gpa + done * size, taken, large))
             done += taken
     metadata = yield from swaps.close()
-    yield from swaps.end()
-    state = VmState(
-        vm, (), started, record.launched_gpas, reset_rips, tuple(plain), disk.runs, tuple(packets), tuple(sealed),
-        record.shared.ranges(), record.told_by_vcpus(), b"", metadata, tuple(rows),
-    )  # fmt: skip
-    try:
-        context = yield from order_agent(self, "export", vm, record.gctx)
-    except LaunchRefused:
-        # The guest is the firmware's still, and all of it is out.
-        yield from _come_in(self, record, state, [spa for _, spa in private], areas)
-        raise
-    assert isinstance(context, bytes)
-    # EXPORT has taken the context; its page is firmware's, and the pages are nobody's but the host's to take back.
-    record.gctx, record.left = 0, record.gctx
-    record.immutable.update(gone)
-    record.out = state._replace(context=context)
-    return record.out
+    return tuple(packets), tuple(sealed), tuple(rows), metadata
 
 
 def _gpas_of(record: LaunchedVm, areas: list[int]) -> list[int]:
@@ -336,8 +370,10 @@ def _come_in(self: Hypervisor, record: LaunchedVm, state: VmState, spas: list[in
 
 
 def take_back(self: Hypervisor, record: LaunchedVm, vm: str) -> Task:
-    """The guest stays after all: into the frames, and with the ASID, that it had."""
+    """The guest stays after all: into the frames, and with the ASID, that it had. Raises LaunchRefused: it is lost."""
     record.sealed = False
+    if record.torn:
+        raise LaunchRefused(record.torn)
     state, record.out = record.out, None
     if state is None:
         # It never left: what the agent says, or that it says nothing, changes nothing of that.

@@ -82,6 +82,8 @@ class LaunchedVm:
     """What an agent took out of a guest that may have to go on here: a context no more, and no pages."""
     left: int = 0
     """Where its context lay, which an agent took away."""
+    torn: str = ""
+    """Why firmware would not take in again what it had let out of it, so that it cannot go on; "" where it can."""
     starts: ApStarts = field(default_factory=ApStarts)
     """vCPUs that wait for another to start them, and what came for those that do not wait yet."""
     vmpls: VmplBook | None = None

@@ -9,7 +9,7 @@ here costs anything by itself.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from node import operations as op
 from node.expected_answers import expect_done, expect_success
@@ -18,9 +18,9 @@ from node.launched_vm import LaunchedVm
 from psp import command_buffers as buffers
 from psp import swap_buffers
 from psp.commands import SnpCommand
-from psp.page_swap import METADATA, MdataEntry
+from psp.page_swap import DATA, METADATA, MdataEntry
 from psp.status import Status
-from psp.system_bus import PAGE_BYTES, RmpEntry
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
 
 if TYPE_CHECKING:
     from node.hypervisor import Hypervisor
@@ -43,6 +43,17 @@ def metadata_of(pages: int) -> int:
     return total
 
 
+class _Gone(NamedTuple):
+    """A page that is out, or a row of pages, and where its entry lies; None where that is the root's."""
+
+    kind: int
+    spa: int
+    mdata: int | None
+    sealed: bytes = b""
+    hold: op.RmpUpdate | None = None
+    """Of a row: what has to be before it can come in."""
+
+
 class PageSwaps:
     """The frames that pages go out and come in through, and the Metadata pages on the way."""
 
@@ -52,8 +63,9 @@ class PageSwaps:
         self._through = 0
         self._entries = 0
         self.leaves: list[int] = []
-        self._pages: list[int] = []
+        self.pages: list[int] = []
         """Metadata pages of all levels."""
+        self._gone: list[_Gone] = []
 
     def begin(self) -> Task:
         """Take the frame that contents go through: firmware's."""
@@ -64,15 +76,20 @@ class PageSwaps:
         """Give the frames back."""
         yield from self._host.take_from_firmware(self._through)
         yield from self._take_pages()
-        for spa in [self._through, *self._pages]:
+        yield from self._give_frames()
+
+    def _give_frames(self) -> Task:
+        taken = [self._through, *self.pages]
+        for spa in taken:
             self._record.small.remove(spa)
-        yield tuple([op.HostClear(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
-        self._host.frames.release([(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
+        yield tuple([op.HostClear(spa, PAGE_BYTES) for spa in taken])
+        self._host.frames.release([(spa, PAGE_BYTES) for spa in taken])
 
     def metadata_page(self) -> Generator[Batch, Answers, int]:
         """A new one."""
         spa = self._host.small_page(self._record)
         yield from self._host.give_to_firmware(spa)
+        self.pages.append(spa)
         order = swap_buffers.SnpPageMdInit(self._record.gctx, spa)
         answers = yield (op.PspCommand(SnpCommand.PAGE_MD_INIT, self._record.small[0], order.pack(), paid=True),)
         expect_success(answers, SnpCommand.PAGE_MD_INIT)
@@ -91,13 +108,16 @@ class PageSwaps:
         answer, page = yield (command, op.HostRead(self._through, PAGE_BYTES))
         expect_success((answer,), SnpCommand.PAGE_SWAP_OUT)
         assert isinstance(page, bytes)
+        self._gone.append(_Gone(kind, spa, mdata, page))
         return page
 
-    def row(self, spa: int, pages: int, *, large: bool) -> Generator[Batch, Answers, int]:
+    def row(self, gpa: int, spa: int, pages: int, *, large: bool) -> Generator[Batch, Answers, int]:
         """How many pages of a row went out in one."""
         mdata = yield from self._next()
         (taken,) = yield (op.SwapRowOut(self._record.gctx, spa, pages, mdata, large),)
-        return counted(taken, SnpCommand.PAGE_SWAP_OUT)
+        pages = counted(taken, SnpCommand.PAGE_SWAP_OUT)
+        self._gone.append(_Gone(DATA, spa, mdata, hold=held_row(self._record, gpa, spa, pages, large=large)))
+        return pages
 
     def _next(self) -> Generator[Batch, Answers, int]:
         if self._entries % _ENTRIES == 0:
@@ -107,7 +127,7 @@ class PageSwaps:
 
     def close(self) -> Generator[Batch, Answers, tuple[bytes, ...]]:
         """The Metadata pages, swapped out level by level, up to the one whose entry the context holds."""
-        level, all_pages, found = self.leaves, list(self.leaves), []
+        level, found = self.leaves, []
         while len(level) > 1:
             above = []
             for at, spa in enumerate(level):
@@ -115,10 +135,23 @@ class PageSwaps:
                     above.append((yield from self.metadata_page()))
                 found.append((yield from self.out(METADATA, spa, above[-1] + at % _ENTRIES * MdataEntry.SIZE)))
             level = above
-            all_pages += above
         found.append((yield from self.out(METADATA, level[0], root=True)))
-        self._pages = all_pages
         return tuple(found)
+
+    def undo(self) -> Task:
+        """Take in again all that went out, the last first, and give the frames back."""
+        # What comes in the host lays down.
+        yield from self._host.take_from_firmware(self._through)
+        for kind, spa, mdata, sealed, hold in reversed(self._gone):
+            if hold is None:
+                yield from self.back(kind, spa, sealed, mdata)
+                continue
+            assert mdata is not None
+            held, taken = yield (hold, op.SwapRowIn(self._record.gctx, spa, mdata))
+            expect_done((hold,), (held,))
+            counted(taken, SnpCommand.PAGE_SWAP_IN)
+        yield from self._take_pages()
+        yield from self._give_frames()
 
     # In.
 
@@ -144,7 +177,7 @@ class PageSwaps:
                 level.append(spa)
             end, above = end - size, level
             pages += level
-        self.leaves, self._pages = above, pages
+        self.leaves, self.pages = above, pages
 
     def back(self, kind: int, spa: int, sealed: bytes, mdata: int | None = None) -> Task:
         """Have a page come in."""
@@ -166,7 +199,7 @@ class PageSwaps:
 
     def _take_pages(self) -> Task:
         """Metadata pages are the host's again."""
-        for spa in self._pages:
+        for spa in self.pages:
             yield from self._reclaim(spa)
             (answer,) = yield (op.RmpUpdate(spa, PAGE_BYTES, RmpEntry()),)
             expect_done((op.RmpUpdate(spa, PAGE_BYTES, RmpEntry()),), (answer,))
@@ -179,12 +212,16 @@ class PageSwaps:
     def shut(self) -> Task:
         """Give the frames back."""
         yield from self._take_pages()
-        for spa in self._pages:
+        for spa in self.pages:
             self._record.firmware_pages.remove(spa)
-        for spa in [self._through, *self._pages]:
-            self._record.small.remove(spa)
-        yield tuple([op.HostClear(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
-        self._host.frames.release([(spa, PAGE_BYTES) for spa in [self._through, *self._pages]])
+        yield from self._give_frames()
+
+
+def held_row(record: LaunchedVm, gpa: int, spa: int, pages: int, *, large: bool) -> op.RmpUpdate:
+    """Pre-Guest for each page of a row that went out: firmware takes no other pages in."""
+    size = LARGE_PAGE_BYTES if large else PAGE_BYTES
+    entry = RmpEntry(assigned=True, immutable=True, large=large, gpa=gpa, asid=record.asid)
+    return op.RmpUpdate(spa, pages * size, entry)
 
 
 def counted(answer: object, command: SnpCommand) -> int:

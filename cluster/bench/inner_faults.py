@@ -270,9 +270,7 @@ INNER_FAULTS: Mapping[str, InnerFault] = {
     "a bit flips on the way": InnerFault(_spoils(_one_flipped)),
     "a frame is lost, doubled or out of order": InnerFault(_spoils(_disordered)),
     "nothing goes out of the source": InnerFault(_stands_still),
-    "the source's firmware fails": InnerFault(
-        _firmware_fails(SOURCE), has_it=lambda way: way != "PLAIN" and (_by_handler(way) or not _by_agents(way))
-    ),
+    "the source's firmware fails": InnerFault(_firmware_fails(SOURCE), has_it=lambda way: way != "PLAIN"),
     "the target's firmware fails": InnerFault(_firmware_fails(TARGET), has_it=lambda way: way != "PLAIN"),
     "the source's agent begins anew": InnerFault(_agent_restarts(SOURCE), has_it=_by_agents),
     "the target's agent begins anew": InnerFault(_agent_restarts(TARGET), has_it=_by_agents),
