@@ -36,6 +36,7 @@ from cluster.scenario import Scenario
 from cluster.shard import ShardReport
 from cluster.shard_worker import Mail
 from cluster.together import Together
+from node.agent_transfer import BY_AGENT
 from node.guest import Guest, GuestState
 from node.host import Host
 from node.laboratory_firmware import build_image
@@ -56,6 +57,8 @@ _QUICK = {"psp.send_update_ns_per_kib": 10240, "psp.receive_update_ns_per_kib": 
 _USUALLY = gc.get_threshold()
 Bring = Callable[[ControlPlane, Mapping[str, Host]], Steps]
 """Brings faults into a fleet's parts; the control plane as it is to be driven then."""
+_UP_NS = 900_000_000
+"""Before anything is done to it."""
 _CRASHED = ("host crashed", "its memory was on a host that crashed")
 _HERE = (GuestState.RUNNING, GuestState.PAUSED, GuestState.ARRIVING)
 
@@ -169,6 +172,8 @@ class _Watched(InlineLayout):
         """What a host without the VM has of it, and of its own."""
         self.crashes = False
         """Whether any host crashes."""
+        self.pages = 0
+        """Pages of the VM when it is up, where an RMP tells."""
 
     def start(self, *arguments: Any) -> None:
         """As any, but for its garbage, which here is a fleet for every schedule."""
@@ -182,6 +187,8 @@ class _Watched(InlineLayout):
 
     def advance(self, horizon_ns: int, mail: Mail, event_budget: int) -> ShardReport:
         report = super().advance(horizon_ns, mail, event_budget)
+        if not self.pages and self.all[0].now_ns >= _UP_NS:
+            self.pages = _pages(self.all[0])
         states = [guest.state for host in self.all if (guest := host.guests.get(VM)) is not None]
         self.most = max(self.most, states.count(GuestState.RUNNING))
         return report
@@ -258,7 +265,26 @@ def _wrong(layout: _Watched, rows: Rows, moves: list[Migration]) -> str | None:
     ((name, guest),) = there.items()
     if guest.state is not GuestState.RUNNING or (guest.faults and not guest.spec.devices):
         return f"{guest.state} on {name}, with {guest.faults} faults"
-    return None
+    pages = _pages(next(host for host in layout.all if host.spec.name == name))
+    return f"{layout.pages - pages} pages of it are gone" if pages < layout.pages else None
+
+
+def _pages(host: Host) -> int:
+    """How many pages its guest has validated, and can use; 0 where there is no such thing."""
+    if VM not in host.guests or host.guests[VM].spec.generation not in BY_AGENT:
+        return 0
+    record = host.hypervisor.launched(VM)  # type: ignore[attr-defined]  # it is in this process
+    return sum(_validated(host, first, size // PAGE_BYTES) for _, first, size in record.ram)
+
+
+def _validated(host: Host, first: int, pages: int) -> int:
+    """Of a run of pages; where they are all alike one look is enough."""
+    bus = host.board.bus
+    one = bus.rmp_entry(first) if pages == 1 else bus.rmp_run(first, pages)
+    if one is not None:
+        return pages if one.validated and not one.immutable else 0
+    half = pages // 2
+    return _validated(host, first, half) + _validated(host, first + half * PAGE_BYTES, pages - half)
 
 
 def _lost_after(one: Migration) -> bool:

@@ -165,17 +165,18 @@ def _stands_still(built: Built, at_ns: int) -> None:
 
 
 def _firmware_fails(name: str) -> Callable[[Built, int], None]:
-    """The first command of a transfer is answered with an error, and not carried out."""
+    """The first command of a transfer, or one of the next, is answered with an error, and not carried out."""
 
     def bring(built: Built, at_ns: int) -> None:
-        host, said = built.hosts[name], False
+        host, left = built.hosts[name], built.dice.choice((0, built.dice.randrange(8), built.dice.randrange(64)))
         psp, swap = host.board.psp, host.board.psp.snp.swap
         honest, out, back = psp.submit, swap.row_out, swap.row_in
 
         def fails() -> bool:
-            nonlocal said
-            now, said = not said and host.now_ns >= at_ns, said or host.now_ns >= at_ns
-            return now
+            nonlocal left
+            if host.now_ns >= at_ns:
+                left -= 1
+            return host.now_ns >= at_ns and left == -1
 
         def submit(command: int, buffer_spa: int = 0) -> Status:
             return Status.HWERROR_PLATFORM if command in _TRANSFER and fails() else honest(command, buffer_spa)

@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 
 from cluster import hand_over
-from cluster.bench import fault_grid, faults
+from cluster.bench import fault_grid, faults, inner_faults
 from cluster.bench.fault_grid import GENERATIONS, Cell
 from cluster.bench.moving_machines import WAYS
+from cluster.commit_record import CommitRecord
 from cluster.hand_over import Event, Phase
+from cluster.live_migration import LiveMigrations
+from cluster.migration import Migration
+from cluster.migration_commands import TELL
+from node.page_swaps import PageSwaps
 
 SWITCH_OVER = ["paused", "stopped", "sent", "committed"]
 ROUNDS = ["setup", "first round", "later rounds"]
@@ -69,3 +74,56 @@ def test_a_control_plane_that_takes_a_decision_back_is_found(firmware: Path, mon
     unsafe = {**hand_over.AUTHORITY, (Phase.COMMITTED, Event.FAILED): hand_over.AUTHORITY[Phase.PRE, Event.FAILED]}
     monkeypatch.setattr("cluster.live_migration.AUTHORITY", unsafe)
     assert "2 hosts ran it at once" in {found(one, firmware, seed) for seed in range(6)}
+
+
+def wrong(fault: str, way: str, firmware: Path, point: str, seeds: int = 4) -> str:
+    (one,) = [one for one in cells(way, firmware) if (one.fault, one.point) == (fault, point)]
+    return " ".join(filter(None, [found(one, firmware, seed) for seed in range(seeds)]))
+
+
+KILLED = "the control plane is killed while it writes"
+
+
+def test_a_control_plane_that_says_what_it_has_not_written_is_found(
+    firmware: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(live: LiveMigrations, one: Migration, event: Event, now_ns: int) -> bool:
+        row = hand_over.AUTHORITY.get((one.phase, event))
+        if row is not None:
+            for command in row.told:
+                TELL[command](live, one)
+            if row.record is not None:
+                live.record.append(one.number, row.record)
+            live._enter(one, row.to, now_ns)
+        return row is not None
+
+    assert wrong(KILLED, "PLAIN", firmware, "sent") == ""
+    monkeypatch.setattr(LiveMigrations, "step", step)
+    assert "2 hosts ran it at once" in wrong(KILLED, "PLAIN", firmware, "sent")
+
+
+def test_a_record_that_goes_on_behind_a_torn_entry_is_found(firmware: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reopened(data: bytes) -> CommitRecord:
+        record = CommitRecord()
+        record._data += data
+        return record
+
+    assert wrong(KILLED, "PLAIN", firmware, "committed") == ""
+    monkeypatch.setattr(inner_faults, "CommitRecord", reopened)
+    assert "on host-1, host-2" in wrong(KILLED, "PLAIN", firmware, "committed")
+
+
+def test_a_record_that_keeps_no_room_is_found(firmware: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CommitRecord, "reserve", lambda *_: True)
+    assert "RecordFullError" in wrong("the record is full", "PLAIN", firmware, "paused")
+
+
+def test_pages_that_stay_out_when_firmware_fails_are_found(firmware: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PageSwaps, "undo", PageSwaps.end)
+    assert "pages of it are gone" in wrong("the source's firmware fails", "SEV_SNP", firmware, "setup")
+
+
+def test_spoilt_bytes_that_nobody_looks_at_are_found(firmware: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.arrivals.Arrivals._difference", lambda *_: None)
+    monkeypatch.setattr("node.migration_frames._checksum", lambda *_: bytes(4))
+    assert wrong("a bit flips on the way", "PLAIN", firmware, "later rounds") != ""
