@@ -1,6 +1,7 @@
 """Each fault at each point of a move, for every way to move: wherever it comes, the VM is whole and in one place."""
 
 from functools import cache
+from math import gcd
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,10 @@ def test_a_control_plane_that_takes_a_decision_back_is_found(firmware: Path, mon
     unsafe = {**hand_over.AUTHORITY, (Phase.COMMITTED, Event.FAILED): hand_over.AUTHORITY[Phase.PRE, Event.FAILED]}
     monkeypatch.setattr("cluster.live_migration.AUTHORITY", unsafe)
     assert "2 hosts ran it at once" in {found(one, firmware, seed) for seed in range(6)}
+
+
+@pytest.mark.parametrize("way", GENERATIONS)
+def test_each_fault_and_each_kind_of_schedule_has_its_turn_to_be_played_twice(way: str) -> None:
+    assert gcd(faults.TWICE, len(fault_grid.faults_of(way))) == 1
+    modes = [faults.schedule(seed, "PLAIN", Path())["migration"].get("mode") for seed in range(0, 60, faults.TWICE)]
+    assert set(modes) == {None, "post-copy"}
