@@ -2,10 +2,11 @@
 
 Two thousand small fleets and some more, in each of which a VM of one generation moves up to three times while hosts
 and the control plane crash, links break and messages go astray. Whatever happens, at most one host runs it at any time;
-in the end it runs in one place, whole, unless a host crashed that alone had it; and no other host has anything of it. A
-schedule that fails is made smaller as long as it fails, and named. Then each fault comes at each point of a move
-(``cluster.bench.fault_grid``). Whoever watches sees windows; every eleventh schedule is played once more as users run
-fleets, without them, and has to tell the same.
+in the end it runs in one place, whole and with all pages that it has validated, unless a host crashed that alone had
+it; no other host has anything of it; and each move that did not complete says why. A schedule that fails is made
+smaller as long as it fails, and named. Then each fault comes at each point of a move (``cluster.bench.fault_grid``).
+Whoever watches sees windows; every eleventh schedule is played once more as users run fleets, without them, and has to
+tell the same.
 """
 
 from __future__ import annotations
