@@ -4,7 +4,7 @@ Two thousand small fleets and some more, in each of which a VM of one generation
 and the control plane crash, links break and messages go astray. Whatever happens, at most one host runs it at any time;
 in the end it runs in one place, whole, unless a host crashed that alone had it; and no other host has anything of it. A
 schedule that fails is made smaller as long as it fails, and named. Then each fault comes at each point of a move
-(``cluster.bench.fault_grid``). Whoever watches sees windows; every fifth schedule is played once more as users run
+(``cluster.bench.fault_grid``). Whoever watches sees windows; every eleventh schedule is played once more as users run
 fleets, without them, and has to tell the same.
 """
 
@@ -51,8 +51,9 @@ BESIDES = {
     "SEV_TIO by its handler": 60,
 }  # fmt: skip
 """Other ways to move, and how many schedules of each are played besides."""
-TWICE = 5
-"""Of so many schedules one is played a second time, with nobody watching."""
+TWICE = 11
+"""Of so many schedules one is played a second time, with nobody watching. It has no factor in common with the faults at
+a point of any way to move, nor with how often a schedule is of post-copy, so that each has its turn."""
 _QUICK = {"psp.send_update_ns_per_kib": 10240, "psp.receive_update_ns_per_kib": 10240}
 _USUALLY = gc.get_threshold()
 Bring = Callable[[ControlPlane, Mapping[str, Host]], Steps]

@@ -1,6 +1,7 @@
 """Each fault at each point of a move, for every way to move: wherever it comes, the VM is whole and in one place."""
 
 from functools import cache
+from math import gcd
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,10 @@ def test_spoilt_bytes_that_nobody_looks_at_are_found(firmware: Path, monkeypatch
     monkeypatch.setattr("node.arrivals.Arrivals._difference", lambda *_: None)
     monkeypatch.setattr("node.migration_frames._checksum", lambda *_: bytes(4))
     assert wrong("a bit flips on the way", "PLAIN", firmware, "later rounds") != ""
+
+
+@pytest.mark.parametrize("way", GENERATIONS)
+def test_each_fault_and_each_kind_of_schedule_has_its_turn_to_be_played_twice(way: str) -> None:
+    assert gcd(faults.TWICE, len(fault_grid.faults_of(way))) == 1
+    modes = [faults.schedule(seed, "PLAIN", Path())["migration"].get("mode") for seed in range(0, 60, faults.TWICE)]
+    assert set(modes) == {None, "post-copy"}
