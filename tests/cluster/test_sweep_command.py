@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,8 +113,10 @@ def test_a_sweep_without_a_folder_says_that_nothing_was_kept(
     assert main(["sweep", tiny, "--seeds", "3", "--workers", "0"]) == 130
     captured = capsys.readouterr()
     assert captured.out.startswith("Partial results: stopped with Ctrl-C")
-    assert captured.err.splitlines()[-1] == (
-        "sevfleet: stopped with Ctrl-C, 1 of 3 runs are done (nothing was kept: there is no --out)"
+    # The second may have come to its end all the same, where nothing was left to do.
+    assert re.fullmatch(
+        r"sevfleet: stopped with Ctrl-C, [12] of 3 runs are done \(nothing was kept: there is no --out\)",
+        captured.err.splitlines()[-1],
     )
 
 
