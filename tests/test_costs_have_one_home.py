@@ -41,7 +41,6 @@ NO_COSTS = {
     "workloads/trace_generator.py EPOCH_MS": "where generated traces begin",
     "workloads/trace_generator.py span_ms": "a shape of generated traces",
     "workloads/trace_generator.py SAMPLE_MS": "a shape of generated traces",
-    "workloads/trace_generator.py sample_ms": "a shape of generated traces",
     "workloads/trace_generator.py resident_share": "a shape of generated traces",
     "workloads/trace_generator.py shortest_lifetime_ms": "a shape of generated traces",
     "workloads/trace_player.py _LONGEST_RUN_MS": "a bound of a program",
