@@ -60,11 +60,16 @@ class CommitRecord:
         self._written.clear()
         return self._data
 
+    @property
+    def reserved_bytes(self) -> int:
+        """What all moves together may still write, where there is an end."""
+        return sum(self._reserved.values())
+
     def reserve(self, number: int) -> bool:
         """Keep room for all decisions about a move, before the first; False where there is none."""
         if self.most_bytes:
             wanted = sum(len(_framed(number, record)) for record in _LONGEST)
-            if len(self.data) + sum(self._reserved.values()) + wanted > self.most_bytes:
+            if len(self.data) + self.reserved_bytes + wanted > self.most_bytes:
                 return False
             self._reserved[number] = wanted
         return True
@@ -76,7 +81,7 @@ class CommitRecord:
     def append(self, number: int, record: Record) -> None:
         """Write a decision down. Raises RecordFullError for one that no room was reserved for."""
         if self.most_bytes:
-            need, others = len(_framed(number, record)), sum(self._reserved.values())
+            need, others = len(_framed(number, record)), self.reserved_bytes
             reserved = self._reserved.get(number, 0)
             if len(self.data) + others - reserved + need > self.most_bytes:
                 raise RecordFullError(f"no room for {record} of move {number}")

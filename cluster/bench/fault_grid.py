@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.bench.faults import CHIPS, judged
+from cluster.bench.fault_verdict import judged
 from cluster.bench.inner_faults import INNER_FAULTS, RETURNS_NS, SOURCE, TARGET, Built, FaultyControl, InnerFault
-from cluster.bench.moving_machines import VM, WAYS, moving
+from cluster.bench.moving_machines import CHIPS, VM, WAYS, moving
 from cluster.control_plane import ControlPlane
 from cluster.errors import ToolError
 from cluster.migration import Migration, Outcome

@@ -18,6 +18,8 @@ from node.host import Host
 from tio.device_identity import CardKind
 
 VM = "vm"
+CHIPS = 8
+"""Scenarios that schedules with agents are of: to certify a new one's chips takes as long as all of a schedule."""
 _STORE = {"workload": "key-value-store", "parameters": {"records": 40}}
 _DISK = {"workload": "device-work", "parameters": {"block_bytes": 4096, "pause_ms": 100}, "devices": ["nvme"]}
 _FENCES = range(1, 100)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from test_live_migration import FIRMWARE, group, move, outcomes, play, scenario, small_image  # noqa: F401 - the fixture
 
-from cluster.bench.faults import judged, schedule
+from cluster.bench.fault_verdict import judged
+from cluster.bench.faults import schedule
 
 QUICK = {"psp.send_update_ns_per_kib": 500.0, "psp.receive_update_ns_per_kib": 500.0}
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from cluster.bench import faults
+from cluster.bench.fault_verdict import judged
 from cluster.entity import ControlPlane, Message
 from cluster.migration import Outcome
 from cluster.together import Stretch, Together
@@ -28,7 +29,7 @@ def firmware(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_whatever_goes_wrong_a_vm_is_whole_and_in_one_place(first: int, generation: str, firmware: Path) -> None:
     for seed in range(first, first + 10):
         body = faults.schedule(seed, generation, firmware)
-        wrong, moves = faults.judged(body, twice=seed % faults.TWICE == 0)
+        wrong, moves = judged(body, twice=seed % faults.TWICE == 0)
         assert wrong is None, f"seed {seed}: {wrong}; smallest: {faults.smallest(body)}"
         assert moves
 
@@ -42,7 +43,7 @@ def test_schedules_that_once_went_wrong_go_right(seed: int, generation: str, fir
     And a VM said to be lost, for it had left before its source was told again to keep it after an older move. And
     one that was to go on after a move that was over, at a source that crashed before it heard so.
     """
-    assert faults.judged(faults.schedule(seed, generation, firmware))[0] is None
+    assert judged(faults.schedule(seed, generation, firmware))[0] is None
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_hosts_keep_what_they_promise_wherever_they_are_interrupted(
     """On a machine that is busy a call ends after any event: what is about to be said has to be promised there too."""
     monkeypatch.setattr("cluster.slices.SLICE_EVENTS", 1)
     monkeypatch.setattr("cluster.together.CALL_S", 0.0)
-    assert faults.judged(faults.schedule(seed, way, firmware), twice=True)[0] is None
+    assert judged(faults.schedule(seed, way, firmware), twice=True)[0] is None
 
 
 class Late(Together):
@@ -74,10 +75,10 @@ def test_what_hosts_tell_otherwise_where_nobody_watches_is_found(
     firmware: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = faults.schedule(0, "PLAIN", firmware)
-    assert faults.judged(body, twice=True)[0] is None
+    assert judged(body, twice=True)[0] is None
     monkeypatch.setattr("cluster.shard.Together", Late)
-    assert faults.judged(body)[0] is None
-    wrong, _ = faults.judged(body, twice=True)
+    assert judged(body)[0] is None
+    wrong, _ = judged(body, twice=True)
     assert wrong is not None
     assert wrong.startswith("otherwise without windows: ")
     assert "digests" in wrong
@@ -99,7 +100,7 @@ def at(body: dict[str, Any], *plans: dict[str, Any], **changes: Any) -> dict[str
     ],
 )
 def test_a_move_ends_with_the_reason_of_its_fault(plan: dict[str, Any], outcome: Outcome, firmware: Path) -> None:
-    wrong, (one,) = faults.judged(at(faults.schedule(0, "PLAIN", firmware), plan))
+    wrong, (one,) = judged(at(faults.schedule(0, "PLAIN", firmware), plan))
     assert (wrong, one.outcome) == (None, outcome)
 
 
@@ -108,7 +109,7 @@ def test_a_vm_whose_source_crashes_after_all_of_it_is_over_lives_at_the_target(f
     found = []
     for time_us in range(1_060_000, 1_096_000, 5000):
         crash = {"kind": "host-crash", "host": "host-1", "at": f"{time_us} us"}
-        wrong, (one,) = faults.judged(at(faults.schedule(0, "PLAIN", firmware), crash, duration="2 s"))
+        wrong, (one,) = judged(at(faults.schedule(0, "PLAIN", firmware), crash, duration="2 s"))
         assert wrong is None
         found.append(one.outcome)
     turn = found.index(Outcome.COMPLETED)
@@ -121,7 +122,7 @@ def test_a_vm_whose_source_crashes_as_it_begins_to_run_ahead_is_lost_and_its_mov
     found = []
     for time_us in range(1_004_000, 1_040_000, 2000):
         crash = {"kind": "host-crash", "host": "host-1", "at": f"{time_us} us"}
-        wrong, (one,) = faults.judged(at(faults.schedule(4, "PLAIN", firmware), crash, duration="3 s"))
+        wrong, (one,) = judged(at(faults.schedule(4, "PLAIN", firmware), crash, duration="3 s"))
         assert wrong is None
         found.append(one.outcome)
     assert set(found) == {Outcome.LOST}
@@ -138,7 +139,7 @@ def test_a_newer_move_tells_a_host_that_the_older_one_is_over(way: str, firmware
         {"vm": "vm", "at": "1 s", "to": "host-2", "cancel_after": "10 ms"},
         {"vm": "vm", "at": "1042 ms", "to": "host-2"},
     ]
-    wrong, (first, second) = faults.judged(at(faults.schedule(0, way, firmware), *deaf) | {"migrations": moves})
+    wrong, (first, second) = judged(at(faults.schedule(0, way, firmware), *deaf) | {"migrations": moves})
     assert (wrong, first.outcome, second.outcome) == (None, Outcome.CANCELLED, Outcome.COMPLETED)
 
 
@@ -151,7 +152,7 @@ def test_a_vm_that_is_being_laid_down_when_its_source_and_the_control_plane_cras
             {"kind": "host-crash", "host": "host-1", "at": f"{time_us - 1500} us"},
             {"kind": "control-plane-crash", "at": f"{time_us} us"},
         ]
-        wrong, (one,) = faults.judged(at(faults.schedule(0, "PLAIN", firmware), *crashes, duration="2 s"))
+        wrong, (one,) = judged(at(faults.schedule(0, "PLAIN", firmware), *crashes, duration="2 s"))
         assert (wrong, one.outcome) == (None, Outcome.COMPLETED)
 
 
@@ -160,7 +161,7 @@ def test_a_target_that_crashed_as_it_copied_copies_what_comes_next(way: str, fir
     """What it was asked for before is forgotten with the rest."""
     crash = {"kind": "host-crash", "host": "host-2", "at": "1300 ms"}
     moves = [{"vm": "vm", "at": at_s, "to": "host-2"} for at_s in ("1 s", "2 s")]
-    wrong, (first, second) = faults.judged(at(faults.schedule(0, way, firmware), crash) | {"migrations": moves})
+    wrong, (first, second) = judged(at(faults.schedule(0, way, firmware), crash) | {"migrations": moves})
     assert (wrong, first.outcome, second.outcome) == (None, Outcome.TARGET_LOST, Outcome.COMPLETED)
 
 

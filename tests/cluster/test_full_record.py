@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from test_live_migration import FIRMWARE, IDLE, group, move, outcomes, play, scenario, vm_row
 
-from cluster.bench.faults import judged, schedule, small_firmware
+from cluster.bench.fault_verdict import judged
+from cluster.bench.faults import schedule, small_firmware
 from cluster.hand_over import FINAL
 from cluster.migration import Outcome
 from node.guest import GuestState

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from test_live_migration import FIRMWARE, play, small_image  # noqa: F401 - the fixture
 
-from cluster.bench.faults import judged, schedule
+from cluster.bench.fault_verdict import judged
+from cluster.bench.faults import schedule
 from cluster.together import Together
 from node.guest_functions import guest_device_id
 from node.host import Host
