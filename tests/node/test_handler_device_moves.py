@@ -15,10 +15,12 @@ from test_device_moves import (
     IMAGE,
     MARK,
     MIB,
+    PHASES,
     SECOND,
     WORK,
     agreed,
     asked,
+    fails,
     marked,
     moved,
     nothing_of_devices,
@@ -101,42 +103,11 @@ def test_devices_stay_and_others_are_proved_where_it_comes_and_again_when_it_mov
     assert trusted(here) == [True, True]
 
 
-PHASES = ("asked", "let go", "agreed", "stopped", "laid down", "changed on the way")
-
-
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_move_that_fails_leaves_devices_trusted_at_the_source_and_none_at_the_target(
     two: tuple[Host, Host], phase: str
 ) -> None:
-    here, there = two
-    guest, step = here.guests["vm"], PHASES.index(phase)
-    assert trusted(here) == [True, True]
-    assert here.departures.begin("vm", lambda _: None) == ()
-    told: list[str | None] = []
-    here.departures.ask_devices("vm", SECOND, told.append)
-    if step > 0:
-        until(lambda: told, here)
-        assert (told, trusted(here)) == ([None], [False, False])
-    if step > 1:
-        agreed(here, there)
-    if step > 2:
-        what = stopped(here, "vm")
-        there.clock.env.run(until=max(there.now_ns, here.now_ns) + 1)
-    if step > 3:
-        (name, header, _), *others = what.state.packets
-        spoilt = what.state._replace(packets=((name, header, bytes(4096)), *others))
-        wrong = laid(there, "vm", what, spoilt if step > 4 else None)
-        assert (wrong is None) == (step == 4)
-    guest.devices_told = (Told.NOTHING, 0)
-    here.departures.cancel("vm")
-    there.arrivals.abandon("vm")
-    there.clock.env.run(until=there.now_ns + SECOND)
-    assert nothing_of_devices(there)
-    if step:
-        settled(here, BOTH)
-    before = guest.vcpus[0].units_of_work
-    until(lambda: guest.vcpus[0].units_of_work > before + 1, here)
-    assert trusted(here) == [True, True]
+    fails(*two, phase)
 
 
 def test_a_guest_that_keeps_its_devices_is_not_touched(two: tuple[Host, Host]) -> None:
