@@ -62,15 +62,16 @@ def stopped(source, name):
     return stands_still(source, name)
 
 
-def agree(source, target):
+def agree(source, target, shown=None):
     assert not isinstance(source.departures.begin("vm", lambda _: None), MigrationRefusal)
-    wrong, hello = sealed(source, "vm", certified(target, certificates(target, source.guests["vm"].spec)))
+    shown = shown or certified(target, certificates(target, source.guests["vm"].spec))
+    wrong, hello = sealed(source, "vm", shown)
     assert wrong is None
     assert opened(target, "vm", certified(source, hello)) is None
 
 
-def move(source, target):
-    agree(source, target)
+def move(source, target, shown=None):
+    agree(source, target, shown)
     what = stopped(source, "vm")
     target.clock.env.run(until=max(target.now_ns + 1, source.now_ns))
     assert laid(target, "vm", what) is None

@@ -7,6 +7,8 @@ import pytest
 from test_agent_transfer import WITH_AGENT, certified
 from test_departures_and_arrivals import leftovers, stopped, until
 from test_handler_transfer import IN_THE_MIDDLE, QUICK, SPEC, started
+from test_handler_transfer import agree as handler_agrees
+from test_handler_transfer import move as handler_moves
 from test_sealed_transfer import certificates, kept, laid, opened, sealed
 from toy_guests import SECOND, make_host, run
 
@@ -77,20 +79,11 @@ def shown_by(here, there):
 
 
 def agree(here, there):
-    assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
-    wrong, hello = sealed(here, "vm", shown_by(here, there))
-    assert wrong is None
-    assert opened(there, "vm", certified(here, hello)) is None
+    handler_agrees(here, there, shown_by(here, there))
 
 
 def move(here, there):
-    agree(here, there)
-    what = stopped(here, "vm")
-    there.clock.env.run(until=max(there.now_ns + 1, here.now_ns))
-    assert laid(there, "vm", what) is None
-    there.arrivals.start("vm")
-    here.departures.finish("vm")
-    run(here, here.now_ns + SECOND)
+    handler_moves(here, there, shown_by(here, there))
 
 
 @pytest.fixture(scope="module")
