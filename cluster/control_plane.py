@@ -6,12 +6,11 @@ by messages that take the control plane's latency.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from cluster import broken_links
+from cluster.agenda import Agenda, Turn
 from cluster.entity import CONTROL, Message
 from cluster.fabric import Fabric
 from cluster.firmware_updates import FirmwareUpdates
@@ -52,7 +51,7 @@ class NetworkSettings:
 
 @dataclass(slots=True)
 class ControlPlane:
-    """Arrivals and departures in time order, and the answers of hosts."""
+    """What is done at times of the control plane's own, and the answers of hosts."""
 
     orders: tuple[Order, ...]
     placement: FirstFit
@@ -65,16 +64,13 @@ class ControlPlane:
     keys: KeyDesk | None = None
     faults: FleetFaults | None = None
     """What goes wrong; None in a fleet where nothing does."""
-    _late: list[tuple[int, int, str, Any]] = field(default_factory=list)
-    """(time, entry, kind, payload) of answers that come later than they should."""
     unplaced: dict[str, str] = field(default_factory=dict)
     """VMs that no host took, with the reason."""
     assigned: dict[str, str] = field(default_factory=dict)
     """The host of each VM that was sent somewhere."""
+    agenda: Agenda = field(default_factory=Agenda)
     _by_name: dict[str, Order] = field(default_factory=dict)
-    _timeline: list[tuple[int, int, str, str]] = field(default_factory=list)
     _tried: dict[str, frozenset[str]] = field(default_factory=dict)
-    _entries: int = 0
     _sequence: int = 0
     _now_ns: int = 0
     _next_ns: int = 0
@@ -94,74 +90,57 @@ class ControlPlane:
             self.fabric, self.placement, self.admission, self.precopy, self._send,
             card_flow_ended=self.traffic.flow_ended,
         )  # fmt: skip
-        self.plans = MigrationPlans(self.migrations, self.random)
-        self.updates = FirmwareUpdates(self._send)
+        self.plans = MigrationPlans(self.migrations, self.random, self.agenda)
+        self.updates = FirmwareUpdates(self.agenda, self._send)
         for order in self.orders:
             self._by_name[order.guest.name] = order
-            self._enter(order.arrival_ns, "arrive", order.guest.name)
+            self.agenda.enter(order.arrival_ns, Turn.TENANTS, self._arrive, order.guest.name)
 
     def adopt(self, order: Order, host: str) -> None:
         """A VM that runs since before time zero: its departure is ours to see to."""
         self._by_name[order.guest.name] = order
         self.assigned[order.guest.name] = host
-        if order.lifetime_ns is not None:
-            self._enter(order.arrival_ns + order.lifetime_ns, "depart", order.guest.name)
+        self._see_off(order)
 
     def next_event_ns(self) -> int:
         """Time of the next arrival, departure, order to a host, or step of a migration."""
-        first_ns, planned = self.migrations.next_event_ns(), self.plans.timeline
-        if planned and planned[0][0] < first_ns:
-            first_ns = planned[0][0]
-        if self._timeline and self._timeline[0][0] < first_ns:
-            first_ns = self._timeline[0][0]
-        if updates := self.updates.timeline:
-            first_ns = min(first_ns, updates[0][0])
-        if self.faults is not None:
-            first_ns = min(first_ns, self.faults.next_event_ns(), self._late[0][0] if self._late else first_ns)
-        return first_ns
+        return min(self.agenda.entries[0][0], self.migrations.next_event_ns())
 
     def step(self, now_ns: int, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
-        """Answer the messages that arrived by ``now_ns``, then do what the timeline has for it."""
-        self._now_ns, migrations = now_ns, self.migrations
+        """Answer the messages that arrived by ``now_ns``, then do what the agenda has for it."""
+        self._now_ns, migrations, agenda = now_ns, self.migrations, self.agenda
         if self._next_ns <= now_ns:
             # What the network brought at this instant came before what is said of it.
             migrations.advance(now_ns)
-            while self._late and self._late[0][0] <= now_ns:
-                _, _, kind, payload = heapq.heappop(self._late)
-                migrations.receive(kind, payload, now_ns)
+            agenda.advance(now_ns, Turn.LATE)
         for message in messages:
-            if message.kind in ANSWERS:
-                if self.faults is None:
-                    migrations.receive(message.kind, message.payload, now_ns)
-                else:
-                    self._hear(message, self.faults)
-            elif message.kind == "frames":
-                target, frames = message.payload
-                self.traffic.take(message.sender, target, frames, now_ns)
-            elif message.kind == "refused":
-                self._refused(message.sender, *message.payload)
-            elif message.kind == "fetch" and self.keys is not None:
-                delay_ns, retry_ns = self.keys.ask(message.sender, now_ns)
-                self._send_after(self.latency_ns + delay_ns, message.sender, "certificates", retry_ns)
+            if message.kind not in ANSWERS:
+                self._hear_of_others(message, now_ns)
+            elif self.faults is None:
+                migrations.receive(message.kind, message.payload, now_ns)
+            else:
+                self._hear(message, self.faults)
         while (next_ns := self.next_event_ns()) <= now_ns:
-            self._go_on(now_ns)
+            # What comes of what is due may be due, too.
+            agenda.advance(now_ns)
+            migrations.advance(now_ns)
         self._next_ns = next_ns
         out, self._out = self._out, []
         return out, next_ns
 
-    def _go_on(self, now_ns: int) -> None:
-        """Do what is due; what comes of that may be due, too."""
-        while self._timeline and self._timeline[0][0] <= now_ns:
-            _, _, what, name = heapq.heappop(self._timeline)
-            if what == "arrive":
-                self._send_to_a_host(name, "no host has room")
-            else:
-                self._depart(name)
-        self.updates.advance(now_ns)
-        if self.faults is not None:
-            self.faults.advance(now_ns)
-        self.plans.advance(now_ns)
-        self.migrations.advance(now_ns)
+    def _hear_of_others(self, message: Message, now_ns: int) -> None:
+        """What a host says of other things than moves."""
+        if message.kind == "frames":
+            target, frames = message.payload
+            self.traffic.take(message.sender, target, frames, now_ns)
+        elif message.kind == "refused":
+            self._refused(message.sender, *message.payload)
+        elif message.kind == "fetch" and self.keys is not None:
+            delay_ns, retry_ns = self.keys.ask(message.sender, now_ns)
+            self._send_after(self.latency_ns + delay_ns, message.sender, "certificates", retry_ns)
+
+    def _arrive(self, name: str, _: int) -> None:
+        self._send_to_a_host(name, "no host has room")
 
     def _refused(self, host: str, name: str, reason: str) -> None:
         self.placement.release(name)
@@ -177,10 +156,14 @@ class ControlPlane:
         first = name not in self.assigned
         self.assigned[name] = host
         self._send(host, "launch", guest_body(order.guest))
-        if first and order.lifetime_ns is not None:
-            self._enter(order.arrival_ns + order.lifetime_ns, "depart", name)
+        if first:
+            self._see_off(order)
 
-    def _depart(self, name: str) -> None:
+    def _see_off(self, order: Order) -> None:
+        if order.lifetime_ns is not None:
+            self.agenda.enter(order.arrival_ns + order.lifetime_ns, Turn.TENANTS, self._depart, order.guest.name)
+
+    def _depart(self, name: str, _: int) -> None:
         """A VM's time is over. One that is just coming to another host goes as soon as it is there."""
         migration = self.migrations.of(name)
         if migration is not None:
@@ -201,10 +184,6 @@ class ControlPlane:
         host = self.placement.release(name)
         if host is not None:
             self._send(host, "destroy", name)
-
-    def _enter(self, time_ns: int, what: str, name: str) -> None:
-        heapq.heappush(self._timeline, (time_ns, self._entries, what, name))
-        self._entries += 1
 
     def crash(self, host: str) -> None:
         """Switch a host off and on."""
@@ -228,8 +207,10 @@ class ControlPlane:
             if not delay_ns:
                 self.migrations.receive(message.kind, message.payload, self._now_ns)
                 continue
-            self._entries += 1
-            heapq.heappush(self._late, (self._now_ns + delay_ns, self._entries, message.kind, message.payload))
+            self.agenda.enter(self._now_ns + delay_ns, Turn.LATE, self._hear_late, message)
+
+    def _hear_late(self, message: Message, now_ns: int) -> None:
+        self.migrations.receive(message.kind, message.payload, now_ns)
 
     def _send(self, host: str, kind: str, body: object) -> None:
         # What ``_send_after`` does, which most of what is sent need not pass through.

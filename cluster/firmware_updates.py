@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from cluster.agenda import Agenda, Turn
 from cluster.scenario_firmware import FirmwareUpdatePlan, version_of
 from node.firmware_levels import known_level
 from node.product import Product
@@ -18,12 +18,10 @@ UPDATE, COMMIT = "firmware", "commit"
 
 @dataclass(slots=True)
 class FirmwareUpdates:
-    """The timeline of orders; ``send`` takes a host, a kind and what goes with it."""
+    """Enters orders into the agenda; ``send`` takes a host, a kind and what goes with it."""
 
+    agenda: Agenda
     send: Callable[[str, str, object], None]
-    timeline: list[tuple[int, int, str, str, bytes]] = field(default_factory=list)
-    """What goes out, and when: a heap of (time, entry, host, kind, body)."""
-    _entries: int = 0
 
     def add(self, plan: FirmwareUpdatePlan, host: str, product: Product) -> None:
         """Enter the orders to one host."""
@@ -31,15 +29,11 @@ class FirmwareUpdates:
         if plan.commit_after is not None:
             self._enter(plan.at + plan.commit_after, host, COMMIT, b"")
 
-    def advance(self, now_ns: int) -> None:
-        """Send what is due."""
-        while self.timeline and self.timeline[0][0] <= now_ns:
-            _, _, host, kind, body = heapq.heappop(self.timeline)
-            self.send(host, kind, body)
-
     def _enter(self, time_ns: int, host: str, kind: str, body: bytes) -> None:
-        self._entries += 1
-        heapq.heappush(self.timeline, (time_ns, self._entries, host, kind, body))
+        self.agenda.enter(time_ns, Turn.UPDATES, self._order, (host, kind, body))
+
+    def _order(self, order: tuple[str, str, bytes], _: int) -> None:
+        self.send(*order)
 
 
 def update_image(product: Product, version: str) -> bytes:

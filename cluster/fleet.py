@@ -175,7 +175,7 @@ def _enter_plans(scenario: Scenario, control: ControlPlane) -> None:
         control.migrations.send = control.command
         control.migrations.patience = Patience(moving.answer_within, moving.answer_tries)
         random = CounterRandom(scenario.seed)
-        control.faults = FleetFaults(random, control.crash, control.migrations.restart, control.link)
+        control.faults = FleetFaults(random, control.agenda, control.crash, control.migrations.restart, control.link)
     for fault in scenario.faults:
         assert control.faults is not None
         groups_of_hosts = {group.name: instance_names(group.name, group.count) for group in scenario.hosts}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cluster.entity import NEVER
+from cluster.agenda import Agenda, Turn
 from cluster.scenario_faults import FaultPlan
 from node.counter_random import CounterRandom
 
@@ -23,13 +22,12 @@ class FleetFaults:
     """The faults of a run. ``crash`` takes a host, ``restart`` a time, ``link`` a host, whether it is up, a time."""
 
     random: CounterRandom
+    agenda: Agenda
     crash: Callable[[str], None]
     restart: Callable[[int], None]
     link: Callable[[str, bool, int], None]
-    _timeline: list[tuple[int, int, str, tuple[str, ...]]] = field(default_factory=list)
     _astray: list[tuple[FaultPlan, frozenset[str]]] = field(default_factory=list)
     _thrown: int = 0
-    _entered: int = 0
 
     def add(self, plan: FaultPlan, hosts: tuple[str, ...]) -> None:
         """Enter a fault of these hosts."""
@@ -41,25 +39,19 @@ class FleetFaults:
             self._enter(plan.at + plan.lasts, _BACK, hosts)
 
     def _enter(self, at_ns: int, what: str, hosts: tuple[str, ...]) -> None:
-        self._entered += 1
-        heapq.heappush(self._timeline, (at_ns, self._entered, what, hosts))
+        self.agenda.enter(at_ns, Turn.FAULTS, self._happens, (what, hosts))
 
-    def next_event_ns(self) -> int:
-        """When the next crash is due, or a link goes down or up."""
-        return self._timeline[0][0] if self._timeline else NEVER
-
-    def advance(self, now_ns: int) -> None:
-        """Let crash or break what is due."""
-        while self._timeline and self._timeline[0][0] <= now_ns:
-            _, _, what, hosts = heapq.heappop(self._timeline)
-            if what == "control-plane-crash":
-                self.restart(now_ns)
-                continue
-            for host in hosts:
-                if what in (_LINK, _BACK):
-                    self.link(host, what == _BACK, now_ns)
-                else:
-                    self.crash(host)
+    def _happens(self, fault: tuple[str, tuple[str, ...]], now_ns: int) -> None:
+        """Something crashes, or a link goes down or up."""
+        what, hosts = fault
+        if what == "control-plane-crash":
+            self.restart(now_ns)
+            return
+        for host in hosts:
+            if what in (_LINK, _BACK):
+                self.link(host, what == _BACK, now_ns)
+            else:
+                self.crash(host)
 
     def delays(self, host: str, direction: str, now_ns: int) -> Delays:
         """What becomes of a message of a move ``to`` or ``from`` a host at a time."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
+from cluster.agenda import Agenda, Turn
 from cluster.live_migration import LiveMigrations
 from cluster.migration import Migration, MigrationOrder, Outcome
 from cluster.scenario_migration import DrainPlan, MigrationPlan
@@ -42,48 +42,50 @@ class Drain:
 
 
 @dataclass(slots=True)
+class _Moves:
+    """One VM's moves by one plan, each some time after the one before."""
+
+    plan: MigrationPlan
+    vm: str
+    asked: int = 0
+    """How many of them."""
+
+
+@dataclass(slots=True)
 class MigrationPlans:
-    """The timeline of moves. ``vms_of`` names the VMs of a plan: one, or all of a group."""
+    """Enters moves and drains into the agenda."""
 
     live: LiveMigrations
     random: CounterRandom
+    agenda: Agenda
     drains: list[Drain] = field(default_factory=list)
     _planned_drains: list[DrainPlan] = field(default_factory=list)
-    timeline: list[tuple[int, int, Callable[[int], None]]] = field(default_factory=list)
-    """When moves are asked for and called off: a heap of (time, entry, what is done then)."""
-    _entries: int = 0
 
     def add(self, plan: MigrationPlan, vms: tuple[str, ...]) -> None:
         """Enter the moves of these VMs."""
         for vm in vms:
             at_ns = plan.at + self._part_of(plan.at_spread, vm, "first migration", 0)
-            self._enter(at_ns, lambda now_ns, vm=vm: self._move(plan, vm, 1, now_ns))  # type: ignore[misc]
+            self.agenda.enter(at_ns, Turn.PLANS, self._move, _Moves(plan, vm))
 
     def add_drain(self, plan: DrainPlan) -> None:
         """Enter a host that is to be emptied."""
         self._planned_drains.append(plan)
-        self._enter(plan.at, lambda now_ns: self._drain(plan.host, now_ns))
+        self.agenda.enter(plan.at, Turn.PLANS, self._drain, plan.host)
 
-    def advance(self, now_ns: int) -> None:
-        """Do what is due."""
-        while self.timeline and self.timeline[0][0] <= now_ns:
-            heapq.heappop(self.timeline)[2](now_ns)
-
-    def _enter(self, time_ns: int, action: Callable[[int], None]) -> None:
-        self._entries += 1
-        heapq.heappush(self.timeline, (time_ns, self._entries, action))
-
-    def _move(self, plan: MigrationPlan, vm: str, turn: int, now_ns: int) -> None:
-        def over(_: Migration, ended_ns: int) -> None:
-            if turn < plan.times:
-                pause_ns = plan.pause + self._part_of(plan.pause_spread, vm, "migration pause", turn)
-                self._enter(ended_ns + pause_ns, lambda at_ns: self._move(plan, vm, turn + 1, at_ns))
-
-        hosts = len(self.live.placement.accounts)
+    def _move(self, moves: _Moves, now_ns: int) -> None:
+        plan, vm, live = moves.plan, moves.vm, self.live
+        moves.asked = turn = moves.asked + 1
+        hosts = len(live.placement.accounts)
         first = self._part_of(hosts, vm, "migration target", turn) if plan.placement == "random" else 0
-        one = self.live.order(MigrationOrder(vm, plan.to, first_host=first), now_ns, over)
+        over = partial(self._ended, moves) if turn < plan.times else None
+        one = live.order(MigrationOrder(vm, plan.to, None, first), now_ns, over)
         if plan.cancel_after is not None:
-            self._enter(now_ns + plan.cancel_after, lambda at_ns: self.live.cancel(one, at_ns))
+            self.agenda.enter(now_ns + plan.cancel_after, Turn.PLANS, live.cancel, one)
+
+    def _ended(self, moves: _Moves, _: Migration, ended_ns: int) -> None:
+        plan = moves.plan
+        pause_ns = plan.pause + self._part_of(plan.pause_spread, moves.vm, "migration pause", moves.asked)
+        self.agenda.enter(ended_ns + pause_ns, Turn.PLANS, self._move, moves)
 
     def _part_of(self, whole: int, vm: str, purpose: str, counter: int) -> int:
         """A random part, less than the whole."""
@@ -117,7 +119,7 @@ class MigrationPlans:
         """A VM is coming or going already: where it is left on the host, the drain moves it then."""
         before = one.over
 
-        def look(now_ns: int) -> None:
+        def look(_: None, now_ns: int) -> None:
             if self.live.placement.host_of(one.order.vm) == drain.host:
                 self._move_off(drain, one.order.vm, emptied, now_ns)
             else:
@@ -126,6 +128,7 @@ class MigrationPlans:
         def over(ended: Migration, ended_ns: int) -> None:
             if before is not None:
                 before(ended, ended_ns)
-            self._enter(ended_ns, look)  # When whoever else waits for its end has done what it will.
+            # When whoever else waits for its end has done what it will.
+            self.agenda.enter(ended_ns, Turn.PLANS, look, None)
 
         one.over = over

@@ -58,7 +58,7 @@ def test_a_hypervisor_behind_bytes_comes_to_the_same():
     found = []
     fleet.control.updates.send = lambda host, kind, body: sent.append((host, kind, body))
     sent: list[tuple[str, str, object]] = []
-    fleet.control.updates.advance(10**15)
+    fleet.control.agenda.advance(10**15)
     for entity in (HostEntity(order), remote):
         for host, kind, body in sent:
             if host == entity.name:
