@@ -65,6 +65,23 @@ def test_a_guest_that_rewrites_most_of_its_memory_faster_than_the_link_never_con
     assert 2726 * 0.97 < row["expected_downtime_ns"] / 1e6 < 2969 * 1.03
 
 
+def test_a_small_guest_whose_move_takes_as_long_as_a_measured_one_stands_still_as_long() -> None:
+    """Cloud Hypervisor, pull request 7979: 2.2 s, of them 298 ms stopped, 269 for the last copy; 300 meant.
+
+    Its size and what it wrote are not published. ``sevfleet validate`` has the same case, and what is fitted, without a
+    fleet.
+    """
+    _, rows = play(scenario(
+        vms=[writer("1 GiB", 1024, 2_665_000_000, mhz=1500)], migrations=[move(to="host-2")], duration="60 s",
+        fabric={"link": "1987051 KiB/s"}, migration={"max_rounds": 100, "connections": 2},
+    ))  # fmt: skip
+    (row,) = rows["migrations"]
+    assert row["outcome"] == "completed"
+    assert (row["ended_ns"] - row["started_ns"]) / 1e9 == pytest.approx(2.2, abs=0.05)
+    assert row["downtime_ns"] / 1e6 == pytest.approx(298, rel=0.15)
+    assert row["final_bytes"] / (1_987_051 * 1024) * 1e3 == pytest.approx(269, rel=0.15)
+
+
 def test_all_vcpus_together_write_most_of_a_large_guest() -> None:
     _, rows = play(scenario(
         vms=[writer("64 GiB", 1920, 10**9, vcpus=32)], migrations=[move(to="host-2")], duration="100 s",

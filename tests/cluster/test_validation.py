@@ -7,7 +7,7 @@ import pytest
 
 from cluster.cli import main
 from cluster.scenario_costs import with_rows_of
-from cluster.validation import memory_cases
+from cluster.validation import memory_cases, migration_cases
 from cluster.validation.case import CaseError, CaseKind, Point, load_cases, parse_cases
 from cluster.validation.predictions import PREDICTIONS
 from cluster.validation.verdicts import MOST_KNOWN_MISSES, Verdict, validate
@@ -130,6 +130,18 @@ def test_where_copies_are_slow_the_guest_is_the_limit_with_one_queue_too():
     guest = pytest.approx(8 * 8 / (64 / 59.1 + 4000 / 1024), rel=0.02)
     assert slow["vhost, 8 queues"] == slow["vhost, 1 queue"] == guest
     assert predicted("IO-6")["user space"] == 12.2, "the host's own limit"
+
+
+def test_a_downtime_is_not_its_limit_but_what_the_rounds_leave():
+    """A guest so large that two rounds take 2.2 s leaves little; none whose move can take so long exceeds 300 ms."""
+    found = {gib: migration_cases.downtime_of(int(gib * (1 << 30)), 2.2, TABLE) for gib in (1.0, 1.25, 1.5, 2.0, 3.0)}
+    assert all(one["downtime"] <= 300 for one in found.values())
+    assert found[1.0]["total"] == pytest.approx(2.2, abs=0.05)
+    assert found[3.0]["final copy"] < 0.5 * 269
+    # Independent: of 3 GiB at 1.895 GiB/s a second round sends u = 1 - exp(-x), x the writes over the link's rate.
+    took_s, x = 3 / 1.895, 0.29
+    second = took_s * (1 - math.exp(-x))
+    assert found[3.0]["final copy"] == pytest.approx(took_s * (1 - math.exp(-x * second / took_s)) * 1e3, rel=0.1)
 
 
 POINT = Point("p", "r", 10.0, 12.0, "ms", 1.0, fitted=False, known_miss="")
