@@ -20,6 +20,7 @@ Phases of the same load run at the same rate, whenever they came. So they are
 held together: what a host computes at each change grows with the number of
 different loads, which is that of its programs and generations, not of its vCPUs.
 A phase is done when what its load has retired since it came is its length.
+Threads that run without end are counted with the phases of their load.
 
 Pure: no clock; the caller says how far time went. Sums go over the loads in the
 order in which they came.
@@ -41,10 +42,13 @@ _NO_CAP = float("inf")
 _DONE_NS = 0.5
 _ENDLESS_NS = 1e17
 """Three years: what takes longer is without end."""
+_ENDLESS = 1e18
+"""Of whatever no thread does more than a few of in a nanosecond."""
 _CLOSE = 1e-7
 _NARROW = 1e-12
 _MOST_STEPS = 200
 _MOST_KNOWN = 1 << 10
+_MOST_RESTING = 1 << 8
 _ROUNDING = 1e-9
 _HIGHEST_UTILISATION = 1.0 - 1e-9
 _LEAST_SHARE = 1e-12
@@ -125,7 +129,14 @@ class _Alike:
         self.ends: list[tuple[float, int]] = []
         """A heap of (``retired`` at the end, slot)."""
         self.count = 0
-        """How many phases there are: as many as ends."""
+        """How many phases there are, and threads without end."""
+
+    def begin_anew(self, latency_ns: float) -> None:
+        """Be as new, of one whose neighbours changed nothing about it."""
+        core_ns, miss, _ = self.now
+        self.rate = min(1.0 / (miss * latency_ns + core_ns), self.cap)
+        self.share = 1.0
+        self.retired = self.waited = self.slowed = self.crowded = 0.0
 
 
 class _Phase(NamedTuple):
@@ -136,6 +147,14 @@ class _Phase(NamedTuple):
     started_ns: int
     slowed_before: float
     crowded_before: float
+
+
+class Occupied(NamedTuple):
+    """Threads of one load that run without end, and what it has retired when they would be through."""
+
+    alike: _Alike
+    end: float
+    threads: int
 
 
 class Contention:
@@ -154,9 +173,13 @@ class Contention:
         self.bandwidth_bytes_per_s = bandwidth_bytes_per_s
         self.busy_thread_ns = 0.0
         """Thread time used by phases that have ended or were stopped."""
+        self.running = 0
+        """Number of phases, and of threads without end."""
         self._idle_latency_ns = latency_ns
         self._factor = loaded_factor
         self._threads = threads
+        self._roomy = threads if sharing is None else min(threads, sharing.cores)
+        """As many run alone on their cores."""
         self._bandwidth = bandwidth_bytes_per_s * 1e-9
         self._now_ns = 0
         self._overcommitted = False
@@ -172,22 +195,19 @@ class Contention:
         """How caches were shared among phases that ran together before: the same often meet again."""
         self._crowdable = 0
         """Loads whose misses grow among neighbours."""
+        self._neighbourly = False
+        """Whether anything of what neighbours change is to be found anew, or was found."""
         self._loads: dict[PhaseLoad, _Alike] = {}
+        self._resting: dict[PhaseLoad, _Alike] = {}
+        """Loads that nothing has at present, as they are alone: the same come again."""
         self._phases: dict[int, _Phase] = {}
         self._next_slot = 0
-
-    @property
-    def running(self) -> int:
-        """Number of phases."""
-        return len(self._phases)
 
     def start(self, load: PhaseLoad, instructions: float) -> int:
         """Let a phase run from the present time; returns its slot, no other phase's ever. Call ``solve`` afterwards."""
         alike = self._loads.get(load)
         if alike is None:
-            alike = self._loads[load] = _Alike(load, self._slowing, self.latency_ns)
-            if load.misses is not None:
-                self._crowdable += 1
+            alike = self._come(load)
         elif alike.retired > _MOST_RETIRED:
             self._count_anew(alike)
         slot = self._next_slot
@@ -195,9 +215,53 @@ class Contention:
         end = alike.retired + instructions
         heappush(alike.ends, (end, slot))
         alike.count += 1
+        self.running += 1
         phase = alike, end, instructions, alike.waited, self._now_ns, alike.slowed, alike.crowded
         self._phases[slot] = _tuple(_Phase, phase)
         return slot
+
+    def occupy(self, load: PhaseLoad, threads: int) -> Occupied:
+        """Let threads without end run from the present time, whose load has no misses. Call ``solve`` afterwards."""
+        alike = self._loads.get(load) or self._come(load)
+        alike.count += threads
+        self.running += threads
+        return _tuple(Occupied, (alike, alike.retired + _ENDLESS, threads))
+
+    def release(self, occupied: Occupied) -> None:
+        """Take these out. Call ``solve`` afterwards."""
+        alike, end, threads = occupied
+        self.running -= threads
+        alike.count -= threads
+        if not alike.count:
+            self._go(alike)
+        busy = (_ENDLESS - (end - alike.retired)) * alike.load.core_ns
+        for _ in range(threads):
+            self.busy_thread_ns += busy
+
+    def _come(self, load: PhaseLoad) -> _Alike:
+        """The first phase of a load is about to run."""
+        latency, slowing = self.latency_ns, self._slowing
+        alike = None if slowing else self._resting.pop(load, None)
+        if alike is None:
+            alike = _Alike(load, slowing, latency)
+        else:
+            alike.begin_anew(latency)
+        self._loads[load] = alike
+        if load.misses is not None:
+            self._crowdable += 1
+            self._neighbourly = True
+        return alike
+
+    def _go(self, alike: _Alike) -> None:
+        """The last one is out."""
+        load = alike.load
+        del self._loads[load]
+        if load.misses is not None:
+            self._crowdable -= 1
+        if not self._neighbourly:
+            if len(self._resting) >= _MOST_RESTING:
+                self._resting.clear()
+            self._resting[load] = alike
 
     def _count_anew(self, alike: _Alike) -> None:
         alike.ends = [(end - alike.retired, slot) for end, slot in alike.ends]
@@ -213,17 +277,16 @@ class Contention:
         """Take a phase out, finished or not. Call ``solve`` afterwards."""
         alike, end, instructions, waited_before, started_ns, slowed_before, crowded_before = self._phases.pop(slot)
         ends = alike.ends
-        core_ns, miss, _, cap, pipeline_ns, miss_ns, misses, _ = alike.load
+        core_ns, miss, _, cap, pipeline_ns, miss_ns, _, _ = alike.load
         if ends[0][1] == slot:
             heappop(ends)
         else:
             ends.remove((end, slot))
             heapify(ends)
+        self.running -= 1
         alike.count -= 1
-        if not ends:
-            del self._loads[alike.load]
-            if misses is not None:
-                self._crowdable -= 1
+        if not alike.count:
+            self._go(alike)
         remaining = end - alike.retired
         if remaining < 0.0:
             remaining = 0.0
@@ -283,7 +346,7 @@ class Contention:
         idle_ns = self._idle_latency_ns + load.miss_ns
         waits = 1.0 - max(used, rate / alike.cap)
         return Sharer(
-            load.owner, len(alike.ends), rate * alike.now[2], used, rate * alike.now[1] * excess,
+            load.owner, alike.count, rate * alike.now[2], used, rate * alike.now[1] * excess,
             rate * load.pipeline_ns * self._slowing, rate * load.miss * (alike.crowding - 1.0) * idle_ns,
             waits if waits > _ROUNDING else 0.0,
         )  # fmt: skip
@@ -292,16 +355,16 @@ class Contention:
         """Find what each phase now spends and misses, with neighbours on its core and in its caches."""
         loads = self._loads.values()
         slowing = 0.0
-        if len(self._phases) > sharing.cores:
+        if self.running > sharing.cores:
             idle = self._idle_latency_ns
-            busy = sum([len(one.ends) * min(1.0, one.cap * (one.load.core_ns + one.load.miss * idle)) for one in loads])
+            busy = sum([one.count * min(1.0, one.cap * (one.load.core_ns + one.load.miss * idle)) for one in loads])
             slowing = sharing.slowing(busy)
         if slowing == self._slowing and not self._uneven and not self._crowdable:
             return
         self._slowing = slowing
         shares = [1.0] * len(loads)
-        if self._crowdable and len(self._phases) > sharing.complexes:
-            who = tuple([(one.load, len(one.ends)) for one in loads])
+        if self._crowdable and self.running > sharing.complexes:
+            who = tuple([(one.load, one.count) for one in loads])
             found = self._known_shares.get((slowing, who))
             if found is None:
                 if len(self._known_shares) >= _MOST_KNOWN:
@@ -318,39 +381,60 @@ class Contention:
             alike.now = (core_ns, load.miss + more, load.traffic_bytes * share)
             alike.capped_to_ns = _capped_to(alike.cap, core_ns, load.miss + more)
 
-    def solve(self) -> None:
-        """Find rates and latency for the phases that now run."""
-        phases, sharing = len(self._phases), self._sharing
-        if sharing is not None and (phases > sharing.cores or self._crowdable or self._uneven or self._slowing):
+    def solve(self) -> int:
+        """Find rates and latency for the phases that now run; ``next_completion_ns`` with these."""
+        if self._neighbourly or self.running > self._roomy:
+            if self._solve_among_neighbours():
+                return self.next_completion_ns()
+        elif not self.running:
+            self.latency_ns, self.utilisation = self._idle_latency_ns, 0.0
+            return NEVER_NS
+        completion = self._solve_capped()
+        if not completion:
+            self._solve_latency()
+            completion = self.next_completion_ns()
+        return completion
+
+    def _solve_among_neighbours(self) -> bool:
+        """Find what neighbours change; whether that was all."""
+        sharing = self._sharing
+        if sharing is not None:
             self._share(sharing)
-        if phases > self._threads:
+        over = self.running > self._threads
+        if over:
             self._solve_overcommitted()
-            return
-        if self._overcommitted:
+        elif self._overcommitted:
             for alike in self._loads.values():
                 alike.share = 1.0
-            self._overcommitted = False
-        if not self._solve_capped():
-            self._solve_latency()
+        self._overcommitted = over
+        self._neighbourly = over or self._uneven or self._slowing > 0.0 or self._crowdable > 0
+        return over
 
-    def _solve_capped(self) -> bool:
-        """Solve where caps alone hold everybody: the same traffic comes at any latency at which they still do."""
-        latency, capped_to, demand = self.latency_ns, _NO_CAP, 0.0
+    def _solve_capped(self) -> int:
+        """Solve where caps alone hold everybody: the same traffic comes at any latency at which they still do.
+
+        When the first phase ends, 0 where they do not.
+        """
+        latency, capped_to, demand, first = self.latency_ns, _NO_CAP, 0.0, _ENDLESS_NS
         for alike in self._loads.values():
             if alike.capped_to_ns <= latency:
-                return False
+                return 0
             if alike.capped_to_ns < capped_to:
                 capped_to = alike.capped_to_ns
             alike.rate = rate = alike.cap
             demand += alike.count * rate * alike.now[2]
+            if alike.ends:
+                left = (alike.ends[0][0] - alike.retired) / rate
+                if left < first:
+                    first = left
         u = demand / self._bandwidth
         if u >= _HIGHEST_UTILISATION:
-            return False
+            return 0
         latency = self._idle_latency_ns * (1.0 + self._factor * u / (1.0 - u))
         if latency >= capped_to:
-            return False
+            return 0
         self.latency_ns, self.utilisation = latency, u
-        return True
+        return self._now_ns + max(1, ceil(first)) if first < _ENDLESS_NS else NEVER_NS
 
     def _solve_latency(self) -> None:
         """Find the utilisation that makes the traffic which makes it, and leave its latency and rates set."""
@@ -398,12 +482,11 @@ class Contention:
 
     def _solve_overcommitted(self) -> None:
         """More phases than threads: alternate between latency and max-min shares until both stand still."""
-        self._overcommitted = True
         loads = self._loads.values()
         for _ in range(_MOST_STEPS):
             before = self.latency_ns
             wanted = [min(1.0, one.cap * (one.now[0] + one.now[1] * before)) for one in loads]
-            counts = [len(one.ends) for one in loads]
+            counts = [one.count for one in loads]
             level = _water_level(zip(wanted, counts, strict=True), self._threads)
             for alike, most in zip(loads, wanted, strict=True):
                 alike.share = max(min(most, level), _LEAST_SHARE)
@@ -415,9 +498,10 @@ class Contention:
         """When the first phase ends if nothing changes, ``NEVER_NS`` if none runs but without end."""
         first = _ENDLESS_NS
         for alike in self._loads.values():
-            left = (alike.ends[0][0] - alike.retired) / alike.rate
-            if left < first:
-                first = left
+            if alike.ends:
+                left = (alike.ends[0][0] - alike.retired) / alike.rate
+                if left < first:
+                    first = left
         return self._now_ns + max(1, ceil(first)) if first < _ENDLESS_NS else NEVER_NS
 
     def completed(self) -> list[int]:
@@ -425,7 +509,7 @@ class Contention:
         done: list[int] = []
         for alike in self._loads.values():
             near = alike.retired + _DONE_NS * alike.rate
-            if alike.ends[0][0] <= near:
+            if alike.ends and alike.ends[0][0] <= near:
                 done += [slot for end, slot in alike.ends if end <= near]
         done.sort()
         return done

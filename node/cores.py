@@ -12,9 +12,6 @@ from node.clock import Clock
 from node.contention import NEVER_NS, Contention, PhaseAccount, PhaseLoad
 from node.vcpu import Vcpu
 
-_ENDLESS = 1e18
-"""Of whatever no thread does more than a few of in a nanosecond."""
-
 
 class Cores:
     """Who computes. ``ended`` is called with the vCPUs whose phases end at one instant, in the order of their slots."""
@@ -45,26 +42,13 @@ class Cores:
         self._clock.unsettled = True
         return self.contention.stop(vcpu.slot)
 
-    def occupy(self, load: PhaseLoad) -> int:
-        """Let something that is no vCPU run without end from now on; its slot."""
-        self.contention.advance(self._clock.now_ns)
-        self._clock.unsettled = True
-        return self.contention.start(load, _ENDLESS)
-
-    def release(self, slot: int) -> None:
-        """Take that off its thread."""
-        self.contention.advance(self._clock.now_ns)
-        self._clock.unsettled = True
-        self.contention.stop(slot)
-
     def settle(self) -> None:
         """After any change of the running phases: share the host anew and set the completion event."""
         if not self._clock.unsettled:
             return
         self._clock.unsettled = False
         # Whoever changed the set brought it up to the present time first.
-        self.contention.solve()
-        completion = self.contention.next_completion_ns()
+        completion = self.contention.solve()
         if completion not in (self._completion_ns, NEVER_NS):
             self._clock.wake(completion - self._clock.now_ns, self._on_completion)
         self._completion_ns = completion

@@ -148,7 +148,7 @@ class Host:
         self.board.put_out = self._of_a_vcpu(store_and_stay_out)
         self.board.entered = self._of_a_vcpu(take_registers)
         self.board.devices_told = self._devices_told
-        self.streams = MigrationLoads(self.vcpus.cores, spec.streams, costs)
+        self.streams = MigrationLoads(self.clock, self.contention, spec.streams, costs)
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
         self.network = HostNetwork(self, costs)

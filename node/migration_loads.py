@@ -12,8 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from node.contention import PhaseLoad
-from node.cores import Cores
+from node.clock import Clock
+from node.contention import Contention, Occupied, PhaseLoad
 from node.neighbour_ledger import Owner
 
 STREAM = "migration"
@@ -33,48 +33,47 @@ NO_STREAMS = StreamRates()
 class MigrationLoads:
     """The streams that begin or end at one host."""
 
-    def __init__(self, cores: Cores, rates: StreamRates, costs: Mapping[str, float]) -> None:
-        self._cores = cores
-        self._rates = rates
+    def __init__(self, clock: Clock, contention: Contention, rates: StreamRates, costs: Mapping[str, float]) -> None:
+        self._clock = clock
+        self._contention = contention
+        self._link, self._each = rates
         self._byte_ns = 1e9 / costs["migration.connection_bytes_per_s"]
         self._traffic = costs["migration.traffic_factor"]
-        self._slots: dict[str, list[int]] = {}
-        self._known: dict[int, tuple[int, PhaseLoad]] = {}
-        """Threads of each stream and what each of them does, by the number of streams."""
+        self._streams: dict[str, Occupied | None] = {}
+        """What each has of the host, None before that is shared out."""
+        self._known: dict[int, tuple[PhaseLoad, int]] = {}
+        """What each thread of a stream does, and how many it has, by the number of streams."""
 
     def begin(self, vm: str) -> None:
         """A VM's stream is under way from now on."""
-        if self._rates.link and vm not in self._slots:
-            self._slots[vm] = []
+        if self._link and vm not in self._streams:
+            self._contention.advance(self._clock.now_ns)
+            self._streams[vm] = None
             self._share()
 
     def end(self, vm: str) -> None:
         """It is over; nothing happens where there is none."""
-        slots = self._slots.pop(vm, None)
-        if slots is not None:
-            self._release(slots)
-            if self._slots:
-                self._share()
+        occupied = self._streams.pop(vm, None)
+        if occupied is not None:
+            self._contention.advance(self._clock.now_ns)
+            self._contention.release(occupied)
+            self._share()
 
     def _share(self) -> None:
         """Let all streams go at even shares of the link."""
-        count = len(self._slots)
-        known = self._known.get(count)
-        if known is None:
-            rate = min(self._rates.link / count, self._rates.each or self._rates.link)
-            threads = max(1, math.ceil(rate * 1e-9 * self._byte_ns))
-            load = PhaseLoad(self._byte_ns, 0.0, self._traffic, rate * 1e-9 / threads)
-            known = self._known[count] = threads, load
-        (threads, load), cores = known, self._cores
-        for vm, slots in self._slots.items():
-            if slots:
-                self._release(slots)
-            if cores.contention.ledger is not None:
-                load = load._replace(owner=Owner(vm, STREAM))
-            for _ in range(threads):
-                slots.append(cores.occupy(load))
+        self._clock.unsettled = True
+        streams, contention = self._streams, self._contention
+        if not streams:
+            return
+        load, threads = self._known.get(len(streams)) or self._shares(len(streams))
+        for vm, occupied in streams.items():
+            if occupied is not None:
+                contention.release(occupied)
+            own = load if contention.ledger is None else load._replace(owner=Owner(vm, STREAM))
+            streams[vm] = contention.occupy(own, threads)
 
-    def _release(self, slots: list[int]) -> None:
-        for slot in slots:
-            self._cores.release(slot)
-        slots.clear()
+    def _shares(self, count: int) -> tuple[PhaseLoad, int]:
+        rate = min(self._link / count, self._each or self._link)
+        threads = max(1, math.ceil(rate * 1e-9 * self._byte_ns))
+        self._known[count] = known = PhaseLoad(self._byte_ns, 0.0, self._traffic, rate * 1e-9 / threads), threads
+        return known

@@ -257,3 +257,38 @@ def test_caps_that_hold_save_work_and_change_no_bit(changes: list[tuple[PhaseLoa
         assert [quick.rate_per_ns(one) for one in running] == [plain.rate_per_ns(one) for one in running]
         quick.advance(quick._now_ns + 1000)
         plain.advance(plain._now_ns + 1000)
+
+
+copying = st.builds(lambda byte_ns, cap: PhaseLoad(byte_ns, 0.0, 2.0, cap), st.floats(0.1, 2.0), st.floats(0.05, 5.0))
+"""What threads without end do: they wait for no miss."""
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(copying, st.integers(1, 9), st.lists(loads, max_size=3)), min_size=1, max_size=6), st.data())
+def test_threads_without_end_are_to_others_and_to_the_books_phases_of_any_length(
+    changes: list[tuple[PhaseLoad, int, list[PhaseLoad]]], data: st.DataObject
+) -> None:
+    threaded, phased, now = host(), host(), 0
+    taken, others = [], []
+    for load, threads, beside in changes:
+        taken.append((threaded.occupy(load, threads), [phased.start(load, 1e18) for _ in range(threads)]))
+        others += [(threaded.start(other, 1e9), phased.start(other, 1e9)) for other in beside]
+        for _ in range(data.draw(st.integers(0, 2))):
+            if taken:
+                occupied, slots = taken.pop(data.draw(st.integers(0, len(taken) - 1)))
+                threaded.release(occupied)
+                for slot in slots:
+                    phased.stop(slot)
+        assert threaded.solve() == phased.solve()
+        now += data.draw(st.integers(0, 10_000))
+        for one in (threaded, phased):
+            one.advance(now)
+    assert threaded.running == phased.running
+    assert [threaded.stop(one) for one, _ in others] == [phased.stop(one) for _, one in others]
+    assert (threaded.latency_ns, threaded.busy_bytes) == (phased.latency_ns, phased.busy_bytes)
+    for occupied, slots in taken:
+        threaded.release(occupied)
+        for slot in slots:
+            phased.stop(slot)
+    assert threaded.busy_thread_ns == phased.busy_thread_ns
+    assert threaded.solve() == phased.solve() == NEVER_NS

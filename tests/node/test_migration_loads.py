@@ -19,7 +19,7 @@ STREAMING = PhaseLoad(0.1, 0.02, 64.0)
 def machine(link=LINK, each=0.0, **costs):
     clock = Clock()
     cores = Cores(clock, Contention(8, BANDWIDTH, 100.0, 0.45), lambda _: None)
-    return clock, cores, MigrationLoads(cores, StreamRates(link, each), COSTS | costs)
+    return clock, cores, MigrationLoads(clock, cores.contention, StreamRates(link, each), COSTS | costs)
 
 
 def traffic(cores):
