@@ -29,7 +29,6 @@ from node.vm_state import VmState
 from node.vmsa import SevFeature
 from node.zero_pages import held_and_zero_bytes
 from psp.commands import LegacyCommand, SnpCommand
-from tio.device_identity import CardKind
 
 if TYPE_CHECKING:
     from node.host import Host
@@ -215,6 +214,9 @@ class Departures:
             if guest.state is not _PAUSED:
                 done(None)
                 return
+            if guest.spec.network and self._host.network.in_use(guest):
+                failed(MigrationRefusal.NETWORK_CARD)
+                return
             started = tuple([vcpu.state is not _WAITING for vcpu in guest.vcpus])
             if not self._host.unlaid_moves.export(guest, started, read, refused):
                 export = self._host.hypervisor.export(name, started, guest.boot_rips)
@@ -373,11 +375,13 @@ class Departures:
                 return MigrationRefusal.SECURE_TSC
         elif guest.spec.generation in REFUSALS and not guest.spec.migration_handler:
             return REFUSALS[guest.spec.generation]
-        if guest.spec.network and CardKind.NIC not in guest.spec.devices:
-            return MigrationRefusal.NETWORK_CARD
         if guest.spec.name in self.under_way:
             return MigrationRefusal.UNDER_WAY
-        return None if guest.state is _RUNNING else MigrationRefusal.NOT_RUNNING
+        if guest.state is not _RUNNING:
+            return MigrationRefusal.NOT_RUNNING
+        if guest.spec.network and self._host.network.in_use(guest):
+            return MigrationRefusal.NETWORK_CARD
+        return None
 
     def _changed(self, departure: _Departure) -> None:
         if departure.look_at_ns < 0:

@@ -22,6 +22,7 @@ from node.hypervisor_port import Answers, Batch
 from node.launched_vm import LaunchedVm
 from node.nae_event import GuestRequest
 from psp import command_buffers as buffers
+from psp.certificate_table import with_agent_report
 from psp.commands import SnpCommand
 from psp.system_bus import PAGE_BYTES, RmpEntry
 
@@ -72,6 +73,8 @@ class GuestRequests:
 
     def __init__(self, room: Callable[[LaunchedVm], int]) -> None:
         self.certificates = b""
+        self.agent_report: Callable[[], Generator[Batch, Answers, bytes]] | None = None
+        """Has the host's migration agent prove itself, on a host that has one: guests show its report with theirs."""
         self._room = room
 
     def ask(self, record: LaunchedVm, asked: GuestRequest, *, extended: bool) -> Asking:
@@ -87,6 +90,8 @@ class GuestRequests:
         if extended and message[MESSAGE_TYPE] == REPORT_REQUEST:
             (fetched,) = yield (op.FetchCertificates(),)
             table = self.certificates or (fetched if isinstance(fetched, bytes) else b"")
+            if self.agent_report is not None:
+                table = with_agent_report(table, (yield from self.agent_report()))
             needed = yield from self.lay(record, asked, table)
             if needed is not None:
                 return Requested(RequestError.BUFFER_TOO_SMALL, pages_needed=needed)

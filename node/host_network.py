@@ -86,6 +86,16 @@ class HostNetwork:
             self._cards.pop(mac, None)
             self._free_ns.pop(mac, None)
 
+    def in_use(self, guest: Guest) -> bool:
+        """Whether a driver has begun with one of a VM's emulated cards, whose state moves nowhere.
+
+        One that was reset, or that nobody has touched, has no state: its VM gets another like it elsewhere.
+        """
+        name = guest.spec.name
+        return name not in self._wired and any(
+            card.registers.status for card in self._host.board.nics.get(name, {}).values()
+        )
+
     def settle(self, guest: Guest) -> None:
         """Bring what the cards counted themselves into the books."""
         counted = self._counts(guest.spec.name)

@@ -37,7 +37,7 @@ class MigrationRefusal(StrEnum):
     AGENT_REFUSES = "the migration agents do not believe each other, or firmware does not do what one asks"
     HANDLER_REFUSES = "the migration handlers do not believe each other, or firmware does not do what one asks"
     SECURE_TSC = "firmware exports no guest whose clock begins with its host's"
-    NETWORK_CARD = "the state of a paravirtual network card does not move yet"
+    NETWORK_CARD = "the state of a paravirtual network card that is in use does not move yet"
     DEVICE_ASSIGNED = "devices of the host are assigned to the VM, and neither agents nor a handler may move it"
     DEVICES_KEPT = "the guest does not let its trusted devices go"
 

@@ -28,6 +28,10 @@ class CertificateKind(Enum):
     CRL = UUID("92f81bc3-5811-4d3d-97ff-d19f88dc67ea")
 
 
+AGENT_REPORT = UUID("5d1c6f2e-0b7a-4c0e-9a53-5e0f7e61a8d4")
+"""A migration agent's own report: the laboratory's, for who has to judge a guest that it may move."""
+
+
 class CertificateTableError(ValueError):
     """A table that is none; the message says where."""
 
@@ -45,6 +49,24 @@ def table_of(contents: Mapping[UUID, bytes]) -> bytes:
         entries.append(_ENTRY.pack(guid.bytes, offset, len(content)))
         offset += len(content)
     return b"".join([*entries, _END, *contents.values()]) + bytes(-offset % PAGE_BYTES)
+
+
+def with_agent_report(table: bytes, report: bytes) -> bytes:
+    """A table with a migration agent's report in it, if there is one; what is no table, or an empty one, as it was."""
+    if not report:
+        return table
+    try:
+        certificates = parsed(table)
+    except CertificateTableError:
+        return table
+    if not certificates:
+        return table
+    return table_of({kind.value: content for kind, content in certificates.items()} | {AGENT_REPORT: report})
+
+
+def agent_report_of(table: bytes) -> bytes | None:
+    """The report that ``with_agent_report`` laid in, if there is one. Raises as ``contents_of``."""
+    return contents_of(table, {AGENT_REPORT: "agent's report"}).get(AGENT_REPORT)
 
 
 def parsed(table: bytes) -> dict[CertificateKind, bytes]:

@@ -14,12 +14,13 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 
 from node import guest_nic
+from node.agent_digest import agent_digest
 from node.guest_nic import GuestNic
 from node.laboratory_roots import LABORATORY_ROOTS
 from node.operations import Answer, Await, Compute, GuestOperation, GuestWork, Read, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from node.swiotlb import BounceArea
-from psp.certificate_table import CertificateKind, CertificateTableError, parsed
+from psp.certificate_table import CertificateKind, CertificateTableError, agent_report_of, parsed
 from psp.verifier import COMPONENTS, NONCE_BYTES, Evidence, Expectations, Rejected
 from workloads.block_outcome import FAULTED, faulted, with_devices
 from workloads.keyed_content import KeyedContent
@@ -47,6 +48,7 @@ _RECORD_BYTES = PAGE_BYTES + -(-MOST_EVIDENCE_BYTES // PAGE_BYTES) * PAGE_BYTES
 _FREE, _ASKED, _BELIEVED, _REFUSED = range(4)
 _ALL = (1 << MOST_PIECES) - 1
 _FROM_2026 = 1_767_225_600
+LABORATORY = "laboratory"
 
 DEMAND = Demand(
     "judge",
@@ -62,8 +64,8 @@ DEMAND = Demand(
 class RelyingParameters:
     """Parameters of ``relying-party``; the defaults fit 4 MiB and are the laboratory's choice.
 
-    Empty texts are not looked at. A guest that may be debugged, or migrated by an agent, or that
-    does not ask from the VMPL expected is refused in any case.
+    Empty texts are not looked at. A guest that may be debugged, or that does not ask from the VMPL
+    expected, is refused in any case.
     """
 
     measurement: str = text("", 96)
@@ -74,6 +76,10 @@ class RelyingParameters:
     """Levels that must be those reported, written the same way: no other firmware is taken, newer or older."""
     vmpl: int = whole(0, 0, 3)
     """Whose reports it takes: above an SVSM a guest's kernel is at 2."""
+    migration_agent: str = text("", 96)
+    """Whose guests it believes though they may be moved: the launch digest of migration agents, in hexadecimal, or
+    ``laboratory`` for those that hosts here have. An agent proves itself with a report of its own, by the same chip,
+    under firmware that is good enough for its guests. Empty: a guest that may be moved is refused."""
     crl_demanded: int = whole(1, 0, 1)
     """1: certificates come with the list of those revoked, which a host could keep to itself otherwise."""
     roots: str = text("", 512)
@@ -87,6 +93,8 @@ class RelyingParameters:
     def __post_init__(self) -> None:
         if self.measurement and not _is_hex(self.measurement, 48):
             raise WorkloadParameterError("measurement", "96 hexadecimal digits")
+        if self.migration_agent not in {"", LABORATORY} and not _is_hex(self.migration_agent, 48):
+            raise WorkloadParameterError("migration_agent", f"{LABORATORY}, or 96 hexadecimal digits")
         for name in ("min_tcb", "pinned_tcb"):
             levels = _levels(getattr(self, name)) or {}
             if not all(component in COMPONENTS and level < 256 for component, level in levels.items()):
@@ -99,6 +107,13 @@ class RelyingParameters:
         """Roots by product line."""
         pairs = _pairs(self.roots)
         return {line: frozenset({digest.lower()}) for line, digest in pairs} if pairs else LABORATORY_ROOTS
+
+    @property
+    def agents(self) -> bytes | None:
+        """Launch digest of the migration agents whose guests it believes."""
+        if not self.migration_agent:
+            return None
+        return agent_digest() if self.migration_agent == LABORATORY else bytes.fromhex(self.migration_agent)
 
     @property
     def private_bytes(self) -> int:
@@ -261,11 +276,13 @@ class RelyingParty:
         self, registers: Registers, place: int, record: _Record
     ) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], _Record]:
         evidence = yield from self._load(self._evidence_gpa(place), record.total)
-        yield GuestWork("attest.verify_chain_ns"), GuestWork("attest.verify_report_ns")
+        shown = _evidence(evidence)
+        reports = 1 if shown.agent_report is None or not self.parameters.migration_agent else 2
+        yield GuestWork("attest.verify_chain_ns"), *[GuestWork("attest.verify_report_ns")] * reports
         registers.rcx += 1
         try:
             box = self._release(record.mac).answer(
-                _evidence(evidence), self._nonce(place, record), evidence[:KEY_BYTES], self.parameters.starts_at,
+                shown, self._nonce(place, record), evidence[:KEY_BYTES], self.parameters.starts_at,
                 self.content.octets(b"ephemeral key", place, record.nonces, KEY_BYTES),
             )  # fmt: skip
             record = replace(record, state=_BELIEVED, answer=box)
@@ -278,12 +295,17 @@ class RelyingParty:
 
     def _release(self, mac: bytes) -> Release:
         parameters = self.parameters
-        expected = Expectations(
-            measurement=bytes.fromhex(parameters.measurement) or None,
+        any_guest = Expectations(
             min_tcb=_levels(parameters.min_tcb),
             pinned_tcb=_levels(parameters.pinned_tcb),
-            vmpl=parameters.vmpl,
             crl_demanded=bool(parameters.crl_demanded),
+        )
+        agents = parameters.agents
+        expected = replace(
+            any_guest,
+            measurement=bytes.fromhex(parameters.measurement) or None,
+            vmpl=parameters.vmpl,
+            migration_agent=None if agents is None else replace(any_guest, measurement=agents),
         )
         return Release(disk_key(self.content, mac), expected, parameters.trusted)
 
@@ -344,14 +366,15 @@ def _is_whole(record: _Record) -> bool:
 def _evidence(data: bytes) -> Evidence:
     """What a guest sent; what is not there, or not to be read, the verifier finds missing."""
     try:
-        table = parsed(data[EVIDENCE_HEAD_BYTES:])
+        table, agent = parsed(data[EVIDENCE_HEAD_BYTES:]), agent_report_of(data[EVIDENCE_HEAD_BYTES:])
     except CertificateTableError:
-        table = {}
+        table, agent = {}, None
     leaf = table.get(CertificateKind.VCEK, table.get(CertificateKind.VLEK))
     report = data[KEY_BYTES:EVIDENCE_HEAD_BYTES]
     crl = table.get(CertificateKind.CRL)
     lists = () if crl is None else (crl,)
-    return Evidence(report, table.get(CertificateKind.ARK), table.get(CertificateKind.ASK), leaf, lists)
+    ark, ask = table.get(CertificateKind.ARK), table.get(CertificateKind.ASK)
+    return Evidence(report, ark, ask, leaf, lists, agent_report=agent)
 
 
 def _levels(words: str) -> Mapping[str, int] | None:

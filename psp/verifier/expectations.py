@@ -43,6 +43,9 @@ class Expectations:
     """Without a list of agents, whoever may be moved may have been made up by anybody's agent, or by itself."""
     migration_agents: frozenset[bytes] | None = None
     """Report ids of migration agents, 32 bytes each: a guest that may be moved must have one of them."""
+    migration_agent: Expectations | None = None
+    """What the migration agent of a guest that may be moved must prove itself, its measurement at least: the report
+    beside the guest's, by the same chip, and the guest's names its id. Without, no such report is looked at."""
     policy: int | None = None
     policy_set: int = 0
     policy_clear: int = 0
@@ -89,5 +92,7 @@ class Expectations:
             for component, level in (getattr(self, name) or {}).items():
                 if component not in COMPONENTS or not 0 <= level <= HIGHEST_LEVEL:
                     raise ValueError(f"{name}: expected levels of {', '.join(COMPONENTS)}, got {component}={level}")
+        if self.migration_agent is not None and self.migration_agent.measurement is None:
+            raise ValueError("migration_agent: expected a measurement, got none")
         if self.product is not None and self.product not in PRODUCT_LINES:
             raise ValueError(f"product: expected one of {', '.join(PRODUCT_LINES)}, got {self.product}")

@@ -109,6 +109,7 @@ class Reason(Enum):
 
     POLICY_DEBUG = Row(_O, "report.policy", "no debugging")
     POLICY_MIGRATION = Row(_O, "report.policy", "no migration agent")
+    MIGRATION_AGENT_UNPROVED = Row(_O, "agent's report", "one that is believed, for a guest that may be moved")
     MIGRATION_AGENT_UNLISTED = Row(_O, "report.report_id_ma", "an agent of the list, for a guest that may be moved")
     POLICY_BIT_MISSING = Row(_O, "report.policy", "the bits demanded")
     POLICY_BIT_FORBIDDEN = Row(_O, "report.policy", "none of the bits forbidden")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -18,6 +19,15 @@ from psp.verifier.report_data import binds, nonce_of
 from psp.verifier.tcb_version import TcbLayout, at_most, spelled
 
 _NO_DIGEST = bytes(48)
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """What a migration agent has proved itself to be: its report id, or why it is not believed."""
+
+    asked_for: bool = False
+    report_id: bytes | None = None
+    why_not: str = ""
 
 
 def check_binding(report: Report, key: TrustedKey, expected: Expectations, trail: Trail) -> None:
@@ -67,13 +77,20 @@ def check_signature(report: Report, key: TrustedKey, trail: Trail) -> None:
     trail.demand(Reason.REPORT_SIGNATURE, holds)
 
 
-def check_policy(report: Report, expected: Expectations, trail: Trail) -> None:
-    """The guest is the one expected, under a policy that protects it."""
+def check_policy(report: Report, expected: Expectations, shown: Agent, trail: Trail) -> None:
+    """The guest is the one expected, under a policy that protects it; ``shown`` is what its agent proved."""
     policy, platform = report.policy, report.platform_info
     trail.demand(Reason.POLICY_DEBUG, expected.debug_allowed or not policy & abi.POLICY_DEBUG, f"{policy:#x}")
     agent = policy & abi.POLICY_MIGRATE_MA
-    trail.demand(Reason.POLICY_MIGRATION, expected.migration_allowed or not agent, f"{policy:#x}")
+    allowed = expected.migration_allowed or shown.asked_for
+    trail.demand(Reason.POLICY_MIGRATION, allowed or not agent, f"{policy:#x}")
     known = expected.migration_agents
+    if shown.asked_for:
+        trail.demand(Reason.MIGRATION_AGENT_UNPROVED, shown.report_id is not None, shown.why_not)
+        proved = frozenset({shown.report_id or b""})
+        known = proved if known is None else known & proved
+    else:
+        trail.leave_out(Reason.MIGRATION_AGENT_UNPROVED)
     if known is None or not agent:
         trail.leave_out(Reason.MIGRATION_AGENT_UNLISTED)
     else:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from psp.verifier import report as abi
 from psp.verifier import stages
 from psp.verifier.certificate import Certificate, RevocationList, parse_certificate, parse_revocation_list
 from psp.verifier.chain import Certificates, TrustedKey, check_chain
 from psp.verifier.der import DerError
 from psp.verifier.expectations import Expectations
 from psp.verifier.product_line import AMD_ROOTS
-from psp.verifier.reasons import Reason, Trail
+from psp.verifier.reasons import Reason, Rejected, Trail
 from psp.verifier.report import Report, parse_report
 
 _Parsed = TypeVar("_Parsed", Certificate, RevocationList)
@@ -32,6 +33,8 @@ class Evidence:
     """Revocation lists, each of which counts."""
     passed_over: tuple[str, ...] = ()
     """What lay beside these and is judged by nobody, a line each."""
+    agent_report: bytes | None = field(default=None, repr=False)
+    """Its migration agent's own, by the same chip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +64,27 @@ def verify(
     key = check_chain(chain, roots, now, trail, crl_demanded=expected.crl_demanded)
     stages.check_binding(report, key, expected, trail)
     stages.check_signature(report, key, trail)
-    stages.check_policy(report, expected, trail)
+    stages.check_policy(report, expected, _agent_of(report, evidence, expected, now, roots), trail)
     stages.check_tcb(report, key, expected, trail)
     stages.check_freshness(report, expected, now, trail)
     stages.check_id_keys(report, expected, trail)
     return Verdict(report, key, tuple(trail.passed), tuple(trail.left_out))
+
+
+def _agent_of(
+    report: Report, evidence: Evidence, expected: Expectations, now: int, roots: Mapping[str, frozenset[str]]
+) -> stages.Agent:
+    """The migration agent of a guest that may be moved, where one is to prove itself."""
+    if expected.migration_agent is None or not report.policy & abi.POLICY_MIGRATE_MA:
+        return stages.Agent()
+    if evidence.agent_report is None:
+        return stages.Agent(asked_for=True, why_not="none")
+    try:
+        shown = replace(evidence, report=evidence.agent_report, agent_report=None)
+        believed = verify(shown, expected.migration_agent, now, roots)
+    except Rejected as rejected:
+        return stages.Agent(asked_for=True, why_not=f"one with {rejected.reason.name}")
+    return stages.Agent(asked_for=True, report_id=believed.report.report_id)
 
 
 def root_of(ark: bytes) -> Mapping[str, frozenset[str]]:

@@ -95,6 +95,7 @@ def test_a_tenant_works_once_its_host_has_certificates_of_a_slow_or_failing_serv
         ({"tenant": TENANT | {"generation": "PLAIN"}}, "generation SEV, SEV_ES, SEV_SNP or SEV_TIO, got PLAIN"),
         ({"key_service": None}, "a [key_service] from which hosts fetch certificates, got none"),
         ({"party": PARTY | {"parameters": {"measurement": "00"}}}, "96 hexadecimal digits"),
+        ({"party": PARTY | {"parameters": {"migration_agent": "any"}}}, "laboratory, or 96 hexadecimal digits"),
         ({"party": PARTY | {"parameters": {"min_tcb": "spl=1"}}}, "levels such as snp=8"),
         ({"party": PARTY | {"parameters": {"pinned_tcb": "snp=256"}}}, "levels such as snp=8"),
         ({"party": PARTY | {"parameters": {"roots": "Milan=1"}}}, "64 hexadecimal digits"),

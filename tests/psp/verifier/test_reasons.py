@@ -46,6 +46,21 @@ EVEN_RSA = forger.spki(forger.rsa_key("root"))[:-6] + b"\x00" + forger.spki(forg
 SMALL_RSA = forger.spki(forger.rsa_key("root"))[:-1] + b"\x03"  # exponent 65539
 VLEK_CHAIN = {"ask": forger.ASVK, "leaf": forger.VLEK, "key_info": 1 << 2, "chip_id": bytes(64)}
 
+STRANGER = ec.derive_private_key(3, ec.SECP384R1())
+AGENT_ID = b"\3" * 32
+PROVED = Expectations(migration_agent=Expectations(measurement=b"\1" * 48))
+
+
+def agent_report(**fields):
+    """A migration agent's own, by the guest's chip."""
+    return forger.report(**{"report_id": AGENT_ID, "measurement": b"\1" * 48} | fields)
+
+
+def moved(shown, **fields):
+    """Of a guest that an agent may move, and what its host shows of that."""
+    return replace(evidence(**{"policy": 0x70000, "report_id_ma": AGENT_ID} | fields), agent_report=shown)
+
+
 @cache
 def ways():
     """reason: what was sent, and what was expected if not what a careful tenant expects."""
@@ -168,7 +183,19 @@ def ways():
         ],
         Reason.POLICY_DEBUG: [(evidence(policy=0xB0000),)],
         Reason.POLICY_MIGRATION: [(evidence(policy=0x70000),)],
+        Reason.MIGRATION_AGENT_UNPROVED: [
+            (moved(shown), PROVED)
+            for shown in (
+                None, b"", agent_report()[:-1], agent_report(measurement=b"\2" * 48), agent_report(policy=0xB0000),
+                agent_report(policy=0x70000), agent_report(vmpl=1), agent_report(key=STRANGER),
+                agent_report(chip_id=bytes(range(2, 66))),
+            )
+        ],
         Reason.MIGRATION_AGENT_UNLISTED: [
+            (moved(agent_report(), report_id_ma=b"\4" * 32), PROVED),
+            (moved(agent_report(), report_id_ma=b"\xff" * 32), PROVED),
+            (moved(agent_report()), replace(PROVED, migration_agents=frozenset({b"\4" * 32}))),
+        ] + [
             (evidence(policy=0x70000, report_id_ma=agent), Expectations(migration_allowed=True, migration_agents=known))
             for agent, known in (
                 (b"\1" * 32, frozenset()), (b"\1" * 32, frozenset({b"\2" * 32})),
@@ -348,6 +375,16 @@ def test_a_guest_that_may_be_moved_has_a_listed_agent_and_another_needs_none():
     listed = Expectations(migration_allowed=True, migration_agents=frozenset({b"\1" * 32}))
     assert judge(evidence(policy=0x70000, report_id_ma=b"\1" * 32), listed).passed
     assert Reason.MIGRATION_AGENT_UNLISTED in judge(evidence(), listed).left_out
+
+
+def test_a_guest_that_may_be_moved_is_as_good_as_the_agent_that_its_report_names():
+    for listed in (None, frozenset({AGENT_ID, b"\4" * 32})):
+        verdict = judge(moved(agent_report()), replace(PROVED, migration_agents=listed))
+        assert {Reason.MIGRATION_AGENT_UNPROVED, Reason.MIGRATION_AGENT_UNLISTED} <= set(verdict.passed)
+    nobody_moves = judge(evidence(), PROVED)
+    assert Reason.MIGRATION_AGENT_UNPROVED in nobody_moves.left_out
+    with pytest.raises(ValueError, match="migration_agent: expected a measurement"):
+        Expectations(migration_agent=Expectations())
 
 
 def test_time_is_inclusive():
