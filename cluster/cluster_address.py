@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from pathlib import Path
 from cluster.code_bundle import code_root
 from cluster.errors import UserError
 from cluster.grpc_call import Said, request, said
+from cluster.ray_tls import ASKED_FOR, NOT_OURS, TlsError, is_wanted, own_papers, refusal, speaks_tls, wrapped
 
 FIND_OUT_S = 3.0
 """Within which it is known whether there is a Ray at an address that lets us in: within 5 s of a command's start, which
@@ -88,19 +90,29 @@ def look_at(address: str) -> None:
 
 def _wrong_with(host: str, port: int, deadline_s: float) -> str | None:
     """What keeps us from joining what is there, None if nothing does. Raises what a socket does if nobody is."""
+    try:
+        return _wrong_between(host, port, own_papers() if is_wanted() else None, deadline_s)
+    except TlsError as error:
+        return str(error)
+
+
+def _wrong_between(host: str, port: int, tls: ssl.SSLContext | None, deadline_s: float) -> str | None:
+    """As ``_wrong_with``, over TLS or in the clear. Raises TlsError too."""
     with_token = os.environ.get(_MODE, "").lower() == "token"
-    answer = _says(host, port, None, deadline_s)
+    answer = _says(host, port, tls, None, deadline_s)
     if answer is Said.ANSWER:
         return _UNASKED if with_token else None
     if answer is Said.UNAUTHENTICATED and with_token:
         token = _token()
         if token is None:
             return f"expected a token for it in {_TOKEN}, the file {_TOKEN_PATH} or ~/.ray/auth_token, got none"
-        answer = _says(host, port, token, deadline_s)
+        answer = _says(host, port, tls, token, deadline_s)
         if answer is Said.ANSWER:
             return None
         if answer is Said.UNAUTHENTICATED:
             return "expected a token that it accepts, got another"
+    if answer is Said.OTHER and tls is None and speaks_tls(host, port, deadline_s):
+        return ASKED_FOR
     return _REFUSED[answer]
 
 
@@ -109,7 +121,7 @@ _REFUSED = {
     Said.UNAUTHENTICATED:
         f"expected a token that it accepts (set {_MODE}=token with {_TOKEN} or {_TOKEN_PATH}), got none",
     Said.NOTHING: "expected a Ray cluster, got a connection and no answer",
-    Said.OTHER: "expected a Ray cluster, got something that does not speak like one, or only with TLS",
+    Said.OTHER: "expected a Ray cluster, got something that does not speak like one",
 }  # fmt: skip
 
 
@@ -123,22 +135,31 @@ def _token() -> str | None:
     return None
 
 
-def _says(host: str, port: int, token: str | None, deadline_s: float) -> Said:
-    """What is said on a new connection to whoever shows this token. Raises what a socket does where there is none."""
-    with socket.create_connection((host, port), CONNECT_S) as connection, contextlib.suppress(OSError):
+def _says(host: str, port: int, tls: ssl.SSLContext | None, token: str | None, deadline_s: float) -> Said:
+    """What is said on a new connection to whoever shows this token.
+
+    Raises what a socket does where there is none, and TlsError where there is none with TLS.
+    """
+    plain = socket.create_connection((host, port), CONNECT_S)
+    with plain if tls is None else wrapped(plain, tls, host, deadline_s) as connection:
         received = b""
-        connection.sendall(request(_NAME, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", token))
-        while (answer := said(received)) is Said.NOTHING:
-            connection.settimeout(max(0.001, deadline_s - time.monotonic()))
-            try:
+        try:
+            connection.sendall(request(_NAME, f"[{host}]:{port}" if ":" in host else f"{host}:{port}", token))
+            while (answer := said(received)) is Said.NOTHING:
+                connection.settimeout(max(0.001, deadline_s - time.monotonic()))
                 more = connection.recv(_MOST_BYTES)
-            except TimeoutError:
-                return Said.NOTHING
-            if not more or len(received) > _MOST_BYTES:
-                return Said.OTHER
-            received += more
-        return answer
-    return Said.OTHER
+                if not more and not received and tls is not None:
+                    raise TlsError(NOT_OURS)
+                if not more or len(received) > _MOST_BYTES:
+                    return Said.OTHER
+                received += more
+        except TimeoutError:
+            return Said.NOTHING
+        except ssl.SSLError as error:
+            raise refusal(error) from None
+        except OSError:
+            return Said.OTHER
+    return answer
 
 
 def facts_of(address: str) -> ClusterFacts:

@@ -48,9 +48,10 @@ from cluster.held_signals import HeldSignals
 from cluster.last_words import LastWords
 from cluster.machine import cores
 from cluster.process_family import Process, end_of, family, is_stopped, process_of
-from cluster.ray_environment import TOKENS, clean_environment, short_folder
+from cluster.ray_environment import TO_BE_LET_IN, clean_environment, short_folder
 from cluster.ray_folder import new_folder
 from cluster.ray_start import our_handlers, watchable
+from cluster.ray_tls import TlsError, check_same_as_before
 from cluster.time_bound import within
 
 OBJECT_STORE_BYTES = 100 << 20
@@ -317,16 +318,20 @@ class RayCluster(Actors):
     def _facts(self) -> ClusterFacts:
         """What the cluster is, found out before Ray itself connects: where it cannot, it hangs or ends this process."""
         assert self.address is not None
-        with clean_environment(keep=TOKENS):
+        with clean_environment(keep=TO_BE_LET_IN):
             return facts_of(self.address)
 
     def _start(self, cpus: int, facts: ClusterFacts | None) -> None:
         began = time.monotonic()
-        with clean_environment(keep=TOKENS if facts else (), alone=not facts):
+        with clean_environment(keep=TO_BE_LET_IN if facts else (), alone=not facts):
             import ray  # noqa: PLC0415 - a second of import that other layouts do not need
 
             if ray.is_initialized():
                 raise ClusterError("Ray: expected a process without it; this one is connected to a cluster already")
+            try:
+                check_same_as_before()
+            except TlsError as error:
+                raise ClusterError(f"{self.address or 'Ray'}: {error}") from None
             if facts is None:
                 self._folder = new_folder(short_folder())
                 which: dict[str, Any] = {

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.errors import UserError
+from cluster.ray_tls import SETTINGS
 
 LONGEST_FOLDER = 28
 """Most bytes of the folder for temporary files: Ray adds up to 76 for its sockets, whose paths hold 107 (unix(7))."""
 _THEIRS = "RAY_"
-TOKENS = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+TO_BE_LET_IN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", *SETTINGS)
 """What a user sets to be let into a cluster."""
 _UNBEARABLE = ("PYTHONOPTIMIZE",)
 """What Ray's own programs do not start with: at 2 they miss their docstrings."""

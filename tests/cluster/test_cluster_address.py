@@ -92,7 +92,7 @@ def test_nobody_there_is_said_at_once() -> None:
         look_at(f"127.0.0.1:{port}")
 
 
-NO_RAY = "something that does not speak like one, or only with TLS"
+NO_RAY = "something that does not speak like one"
 
 
 @pytest.mark.parametrize(

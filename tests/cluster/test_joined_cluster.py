@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
+from test_ray_tls import write_certificates
 
 from cluster import process_family
 from cluster.actor_layout import ActorLayout
@@ -82,11 +84,13 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
         process.communicate()  # its input ends, and with it the cluster
 
 
-def sevfleet(folder: Path, *arguments: str, prefix: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
-    """The command, started in a folder."""
+def sevfleet(
+    folder: Path, *arguments: str, prefix: tuple[str, ...] = (), more: Mapping[str, str] = MappingProxyType({})
+) -> "subprocess.CompletedProcess[str]":
+    """The command, started in a folder, with nothing said of Ray but ``more``."""
     command = [*prefix, sys.executable, "-P", "-m", "cluster.cli", *arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"PYTHONPATH": str(code_root())}
+    environment |= {"PYTHONPATH": str(code_root()), **more}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -237,19 +241,42 @@ def test_a_token_for_a_cluster_that_asks_for_none_is_said_before_workers_fail_by
 
 
 @pytest.mark.ray
-def test_a_cluster_that_wants_a_token_says_so_and_lets_in_who_has_it(tmp_path: Path) -> None:
+def test_a_cluster_that_speaks_tls_and_wants_a_token_says_so_and_lets_in_who_has_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str
+) -> None:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-more-than-sixteen-letters"}
-    with ray_head(tmp_path, "127.0.0.1", token) as address:
+    tls = write_certificates(tmp_path / "tls", "127.0.0.1", own_address())
+    for name in (*token, *tls):
+        monkeypatch.delenv(name, raising=False)
+    with ray_head(tmp_path, "127.0.0.1", {**token, **tls}) as address:
+        with pytest.raises(AddressError, match=f"^{address}: expected certificates, for TLS is spoken there "):
+            look_at(address)
+        for name, value in tls.items():
+            monkeypatch.setenv(name, value)
         with pytest.raises(AddressError) as caught, RayCluster(address) as cluster:
             cluster.start(1)
         assert str(caught.value).startswith(f"{address}: expected a token that it accepts (set RAY_AUTH_MODE=token")
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in token.items():
-                patch.setenv(name, value)
-            assert len(facts_of(address).nodes) == 1
-            patch.setenv("RAY_AUTH_TOKEN", "another-token-of-more-than-sixteen-letters")
-            with pytest.raises(AddressError, match=f"^{address}: expected a token that it accepts, got another$"):
-                look_at(address)
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "another-token-of-more-than-sixteen-letters")
+        with pytest.raises(AddressError, match=f"^{address}: expected a token that it accepts, got another$"):
+            look_at(address)
+        quiet = ("run", "quiet", "--json", "--quiet", "--address", address)
+        there = sevfleet(tmp_path, *quiet, more={**token, **tls})
+        assert (there.returncode, there.stderr) == (0, "")
+        assert json.loads(there.stdout)["digest"] == here
+        foreign = write_certificates(tmp_path / "foreign", "127.0.0.1")
+        outside = sevfleet(tmp_path, *quiet, more={**token, **foreign, "RAY_TLS_CA_CERT": tls["RAY_TLS_CA_CERT"]})
+    assert outside.returncode == 2
+    ours = "expected a Ray cluster that accepts the certificate in RAY_TLS_SERVER_CERT"
+    assert outside.stderr.startswith(f"sevfleet: {address}: {ours}, got ")
+
+
+def own_address() -> str:
+    """This machine's, by which Ray calls it whatever it is told."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody, suppress(OSError):
+        nobody.connect(("8.8.8.8", 53))  # no packet is sent
+        return str(nobody.getsockname()[0])
+    return "127.0.0.1"
 
 
 @pytest.mark.ray
