@@ -7,7 +7,6 @@ nothing. Until ``finish`` the VM is whole here and can go on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from node.contention import NEVER_NS
@@ -58,11 +57,9 @@ class Stopped(NamedTuple):
     unsent_pages: int = 0
 
 
-@dataclass(slots=True)
 class _Departure:
-    guest: Guest
-    rates: DirtyRates
-    restate: Callable[[tuple[Pool, ...]], None]
+    """What stands at the class is how each begins."""
+
     interval_ns: int = LOOK_NS
     look_at_ns: int = -1
     """When the next look is due, -1 for none."""
@@ -78,6 +75,11 @@ class _Departure:
     """Whom to tell that the guest has let its devices go, or that it has not."""
     asked: bool = False
     """Whether the guest knows that they are wanted."""
+
+    def __init__(self, guest: Guest, rates: DirtyRates, restate: Callable[[tuple[Pool, ...]], None]) -> None:
+        self.guest = guest
+        self.rates = rates
+        self.restate = restate
 
 
 class Departures:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from node.fault_answers import FAULTS
 from node.platform import Platform, Protection
+from node.program import FORGOTTEN, Registers
 from node.vcpu import Vcpu, VcpuState
 from node.vmsa import StoredArea, general_registers, load_registers, save_registers
 from psp.register_protection import NONCE_BYTES, is_asked_for, masked, with_nonce
@@ -65,11 +66,14 @@ def stored_registers(board: Board, vcpu: Vcpu) -> bytes | StoredArea:
 
 def load_stored(board: Board, vcpu: Vcpu) -> None:
     """Load a vCPU's registers from its save area; where nobody can read that any more they stay as they are."""
+    own = vcpu.registers
     try:
         page = stored_registers(board, vcpu)
     except FAULTS:
+        if own is FORGOTTEN:
+            vcpu.registers = Registers()
         return
-    load_registers(page, vcpu.registers)
+    vcpu.registers = load_registers(page, None if own is FORGOTTEN else own)
 
 
 def store_at_exit(board: Board, vcpu: Vcpu) -> None:

@@ -6,6 +6,7 @@ host it leaves, because the next one may have other cores.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import astuple
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
@@ -124,7 +125,7 @@ def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
     return times
 
 
-def _by_number(figures: dict[int, N]) -> list[tuple[int, N]]:
+def _by_number(figures: Mapping[int, N]) -> list[tuple[int, N]]:
     """What is not zero, in the order of the numbers: sums of it are the same whatever was done first."""
     return [(number, figure) for number, figure in sorted(figures.items()) if figure]
 

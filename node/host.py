@@ -375,7 +375,7 @@ class Host:
         """
         spec = guest.spec
         guest.asid, guest.launched = entered.asid, entered.launched_gpas
-        guest.vcpus = [Vcpu(guest, index, spa, index) for index, spa in enumerate(entered.save_areas)]
+        guest.vcpus = [Vcpu(guest, index, spa) for index, spa in enumerate(entered.save_areas)]
         if reset_rips is None:
             for vcpu in guest.vcpus:
                 self.vcpus.load(vcpu)

@@ -89,6 +89,21 @@ class Registers:
         self.rip = rip
 
 
+class _Forgotten(Registers):
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        for name in Registers.__slots__:
+            object.__setattr__(self, name, 0)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name}: a vCPU that is paused has its registers in its save area")
+
+
+FORGOTTEN: Registers = _Forgotten()
+"""Those of every vCPU whose own are in its save area alone: all zero, and nobody's to change."""
+
+
 Ending = Compute | Sleep | Await | Shutdown | None
 Block = Generator[tuple[GuestOperation, ...], tuple[Answer, ...], Ending]
 

@@ -27,7 +27,6 @@ from node.svsm_core import core_service
 from node.svsm_devices import device_service
 from node.svsm_memory import GUEST_VMPL, SvsmGuest
 from node.svsm_vtpm import vtpm_service
-from node.vc_handler import VcHandler
 from tio.device_identity import CardKind
 
 SERVICES: Mapping[int, Service] = {
@@ -113,8 +112,28 @@ class TenantPort(Protocol):
 TenantFactory = Callable[[TenantSpec], TenantPort]
 
 
+class _Software:
+    """What one thread runs, from when it is made until it is forgotten."""
+
+    __slots__ = ("batch", "blocks", "kernel", "program", "running")
+
+    def __init__(self, program: Program | None) -> None:
+        self.program = program
+        """None of an SVSM."""
+        self.blocks: Mapping[int, Callable[[Registers], Block]] = {}
+        """Blocks by RIP, from the first that the thread runs on."""
+        self.kernel: GuestKernel | KernelAboveSvsm | None = None
+        self.running: Block | None = None
+        """The block that it is in."""
+        self.batch: tuple[GuestOperation, ...] | None = None
+        """What that asked for last; None where the kernel has taken the block over."""
+
+
 class Tenant:
-    """A VM's software in this process."""
+    """A VM's software in this process: that of each thread is made when it runs its next block, and pure.
+
+    A VM that comes to another host often goes on in the middle of a phase, and leaves before that ends.
+    """
 
     def __init__(
         self, spec: TenantSpec, factory: ProgramFactory, svsm_skips: frozenset[SvsmCheck] = frozenset()
@@ -122,35 +141,42 @@ class Tenant:
         self._spec = spec
         self._svsm_skips = svsm_skips
         self._factory = factory
-        vcpus = len(spec.reset_rips)
-        count = vcpus if spec.svsm is None else spec.threads
-        self.programs: list[Program | None] = [None] * count
-        """None while a vCPU is paused: nothing of it may stay then."""
-        self.blocks: list[Mapping[int, Callable[[Registers], Block]]] = [{}] * count
-        """Blocks by RIP, from the first that a vCPU runs on."""
-        self.running: list[Block | None] = [None] * count
-        """The block that each vCPU is in."""
-        self._batches: list[tuple[GuestOperation, ...] | None] = [None] * count
-        """What each vCPU's block asked for last; None where the kernel has taken the block over."""
-        self._kernels: list[GuestKernel | KernelAboveSvsm | None] = [None] * count
+        self._made: dict[int, _Software] = {}
+        self._paused = set[int]()
+        """Threads of which nothing may be here."""
         facts = _facts_of(spec, factory)
-        self._is_known = facts is not None
-        self._awaited = set(range(vcpus)) if self._is_known else set[int]()
-        """vCPUs whose programs are made when they run their next block."""
-        if not self._is_known:
-            for thread in range(count):
-                self.rebuild(thread)
         if facts is None:
-            boot = self.programs[0]
-            assert boot is not None
-            facts = boot.entry, tuple(program.demands for program in self.programs if program is not None)
+            programs = [self._build(vcpu) for vcpu in range(len(spec.reset_rips))]
+            self._made = {vcpu: _Software(program) for vcpu, program in enumerate(programs)}
+            facts = programs[0].entry, tuple([program.demands for program in programs])
             _note_facts(spec, factory, facts)
         self.entry, self.demands = facts
         """Demands are those of vCPUs: an SVSM has no phases."""
 
+    @property
+    def programs(self) -> list[Program | None]:
+        """Those that are there, by thread."""
+        return [None if one is None else one.program for one in self._threads()]
+
+    @property
+    def blocks(self) -> list[Mapping[int, Callable[[Registers], Block]]]:
+        """The blocks of each thread by RIP, where they are laid out."""
+        return [{} if one is None else one.blocks for one in self._threads()]
+
+    @property
+    def running(self) -> list[Block | None]:
+        """The block that each thread is in."""
+        return [None if one is None else one.running for one in self._threads()]
+
+    def _threads(self) -> list[_Software | None]:
+        return [self._made.get(thread) for thread in range(self._spec.threads)]
+
     def begin(self, vcpu: int, registers: Registers) -> Outcome:
         """Start the block at RIP. Raises NoBlock."""
-        start = (self.blocks[vcpu] or self._lay_out(vcpu)).get(registers.rip)
+        own = self._made.get(vcpu)
+        if own is None or not own.blocks:
+            own = self._lay_out(vcpu, own)
+        start = own.blocks.get(registers.rip)
         if start is None:
             raise NoBlock
         block = start(registers)
@@ -158,51 +184,50 @@ class Tenant:
             batch = next(block)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-        self.running[vcpu] = block
-        self._batches[vcpu] = batch
+        own.running = block
+        own.batch = batch
         return batch
 
     def go_on(self, vcpu: int, registers: Registers, answers: tuple[Answer, ...]) -> Outcome:
         """Give the block that runs its answers; it holds the registers it was begun with."""
-        block = self.running[vcpu]
+        own = self._made[vcpu]
+        block = own.running
         assert block is not None
         try:
-            asked = self._batches[vcpu]
+            asked = own.batch
             if asked is None:
                 return block.send(answers)
             faulted = type(answers[0]) is Fault if len(answers) == 1 else Fault in map(type, answers)
-            if faulted and (handler := self._handler(vcpu)) is not None:
-                self._batches[vcpu] = None
-                block = self.running[vcpu] = handler.take_over(block, asked, answers)
+            if faulted and own.kernel is not None and (handler := own.kernel.handler) is not None:
+                own.batch = None
+                block = own.running = handler.take_over(block, asked, answers)
                 return next(block)
-            self._batches[vcpu] = asked = block.send(answers)
+            own.batch = asked = block.send(answers)
         except StopIteration as end:
-            self.running[vcpu] = None
+            own.running = None
             return end.value  # type: ignore[no-any-return]
         return asked
 
     def drop(self, vcpu: int) -> None:
         """Break a vCPU's block off."""
-        self.running[vcpu] = None
+        own = self._made.get(vcpu)
+        if own is not None:
+            own.running = None
 
     def forget(self, vcpu: int) -> None:
         """Throw away every object of a vCPU's program."""
-        self.programs[vcpu] = self.running[vcpu] = self._kernels[vcpu] = self._batches[vcpu] = None
-        self.blocks[vcpu] = {}
-        self._awaited.discard(vcpu)
+        self._made.pop(vcpu, None)
+        self._paused.add(vcpu)
 
     def rebuild(self, vcpu: int) -> None:
-        """Make a vCPU's program anew from its specification."""
-        self.running[vcpu] = None
-        if self.blocks[vcpu] or vcpu >= len(self._spec.reset_rips):
-            return  # It was made from that and cannot have changed: programs keep nothing.
-        if self.programs[vcpu] is None:
-            if self._is_known:
-                self._awaited.add(vcpu)
-            else:
-                self._build(vcpu)
+        """Make a vCPU's program anew from its specification, when it runs a block.
 
-    def _build(self, vcpu: int) -> None:
+        One that is there was made from that and cannot have changed: programs keep nothing.
+        """
+        self._paused.discard(vcpu)
+        self.drop(vcpu)
+
+    def _build(self, vcpu: int) -> Program:
         spec = self._spec
         bounces = CAPABILITIES[spec.generation].key_per_vm
         messages = self._messages(vcpu)
@@ -212,7 +237,7 @@ class Tenant:
         )  # fmt: skip
         if spec.kernel.encrypts_disk:
             placement = replace(placement, disk_key=disk_key(spec.name, spec.seed))
-        self.programs[vcpu] = self._factory(spec.program, placement)
+        return self._factory(spec.program, placement)
 
     def _messages(self, vcpu: int) -> MessagePlace | None:
         spec, svsm = self._spec, self._spec.svsm
@@ -226,40 +251,34 @@ class Tenant:
         checks = spec.kernel.checks_answers
         return MessagePlace(spec.secrets_gpa, 0, vcpu, spec.memory, spec.launched, checks_answers=checks)
 
-    def _handler(self, vcpu: int) -> VcHandler | None:
-        kernel = self._kernels[vcpu]
-        return None if kernel is None else kernel.handler
-
-    def _lay_out(self, vcpu: int) -> Mapping[int, Callable[[Registers], Block]]:
-        """The blocks of a vCPU that is about to run one."""
+    def _lay_out(self, vcpu: int, own: _Software | None) -> _Software:
+        """The software of a thread that is about to run a block. Raises NoBlock for one that is paused."""
         spec = self._spec
         if vcpu >= len(spec.reset_rips):
             assert spec.svsm is not None
             below = vcpu - len(spec.reset_rips)
-            svsm = Svsm(spec.svsm, spec.memory, below, spec.name, spec.seed, SERVICES, self._svsm_skips)
-            self.blocks[vcpu] = svsm.blocks
-            return self.blocks[vcpu]
-        if vcpu in self._awaited:
-            self._awaited.discard(vcpu)
-            self._build(vcpu)
-        program = self.programs[vcpu]
-        if program is None:
-            return {}
-        kernel: GuestKernel | KernelAboveSvsm
+            own = self._made[vcpu] = _Software(None)
+            own.blocks = Svsm(spec.svsm, spec.memory, below, spec.name, spec.seed, SERVICES, self._svsm_skips).blocks
+            return own
+        if own is None:
+            if vcpu in self._paused:
+                raise NoBlock
+            own = self._made[vcpu] = _Software(self._build(vcpu))
+        program = own.program
+        assert program is not None
         canary = CounterRandom(spec.seed).octets(spec.name, "C-bit canary", vcpu, CANARY_BYTES)
         if spec.svsm is None:
-            kernel = GuestKernel(
+            own.kernel = GuestKernel(
                 spec.generation, spec.memory, spec.launched, vcpu, spec.reset_rips[vcpu], program.entry, spec.kernel,
                 spec.cpuid_gpa, canary, spec.sev_features, self._messages(vcpu),
             )  # fmt: skip
         else:
-            kernel = KernelAboveSvsm(
+            own.kernel = KernelAboveSvsm(
                 spec.svsm, spec.memory, spec.launched, vcpu, spec.reset_rips, program.entry, spec.kernel,
                 spec.cpuid_gpa, canary,
             )  # fmt: skip
-        self._kernels[vcpu] = kernel
-        blocks = self.blocks[vcpu] = {**kernel.blocks, **program.blocks}
-        return blocks
+        own.blocks = {**own.kernel.blocks, **program.blocks}
+        return own
 
     def close(self) -> None:
         """Nothing of it is anywhere else."""
@@ -269,11 +288,7 @@ _Facts = tuple[int, tuple[tuple[Demand, ...], ...]]
 """Where the boot processor leaves its start-up code, and each vCPU's demands."""
 _MOST_KNOWN = 1 << 14
 _known: dict[tuple[object, ...], tuple[tuple[object, ...], _Facts]] = {}
-"""Of programs that were built before; with the objects whose identities are in the key, lest others get them.
-
-A VM that comes to another host often goes on in the middle of a phase, and leaves before that ends: its programs are
-made when they run a block.
-"""
+"""Of programs that were built before; with the objects whose identities are in the key, lest others get them."""
 _seen: dict[int, tuple[TenantSpec, ProgramFactory, _Facts]] = {}
 """The same by the identity of a specification, which is held here lest another gets it."""
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from node.identity_cache import IdentityCache
 from node.mechanism import Mechanism
 from node.neighbour_ledger import Owner
 from node.operations import Answer, GuestOperation
-from node.program import Demand, Registers
+from node.program import FORGOTTEN, Demand, Registers
 
 if TYPE_CHECKING:
     from node.contention import PhaseAccount
@@ -45,19 +46,14 @@ HALFWAY = (VcpuState.HELD, VcpuState.IN_RESET)
 """States in the middle of a block, without a thread; what is left of its batch is in ``Vcpu.held``."""
 
 
-@dataclass(slots=True, eq=False)
 class Vcpu:
     """A vCPU while it is on its host; everything a move needs is in ``registers`` and memory.
 
-    ``epoch`` voids timers that were set before the vCPU was paused or stopped.
+    ``epoch`` voids timers that were set before the vCPU was paused or stopped. What stands at the class is how each
+    begins.
     """
 
-    guest: Guest
-    index: int
-    save_area_spa: int
-    thread: int
-    """Number of the software that runs on it now: its own, but where an SVSM has one of its own."""
-    registers: Registers = field(default_factory=Registers)
+    registers: Registers = FORGOTTEN
     state: VcpuState = VcpuState.WAITING
     slot: int = -1
     slept_from_ns: int = 0
@@ -76,12 +72,8 @@ class Vcpu:
     last_free: int = -2
     elapsed_ns: int = 0
     """Virtual time in phases and blocks, without sleep."""
-    instructions: dict[int, float] = field(default_factory=dict)
-    """Retired instructions by number of the demand, for demands that it made."""
-    moved_instructions: dict[int, float] = field(default_factory=dict)
-    """Those it retired on hosts that it came from, whose prices are booked already."""
-    phases: dict[int, int] = field(default_factory=dict)
-    """Completed phases by number of the demand."""
+    moved_instructions: Mapping[int, float] = MappingProxyType({})
+    """Retired instructions on hosts that it came from, by number of the demand; their prices are booked already."""
     loaded_ns: float = 0.0
     core_wait_ns: float = 0.0
     smt_ns: float = 0.0
@@ -90,6 +82,17 @@ class Vcpu:
     """Its present phase is held to a rate while its VM moves."""
     levels: VcpuLevels | None = None
     """Where it has several save areas, one for each VMPL."""
+
+    def __init__(self, guest: Guest, index: int, save_area_spa: int) -> None:
+        self.guest = guest
+        self.index = index
+        self.save_area_spa = save_area_spa
+        self.thread = index
+        """Number of the software that runs on it now: its own, but where an SVSM has one of its own."""
+        self.instructions: dict[int, float] = {}
+        """Retired instructions by number of the demand, for demands that it made here."""
+        self.phases: dict[int, int] = {}
+        """Completed phases by number of the demand."""
 
     @property
     def threads(self) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from node.host_prices import HostPrices
 from node.injected_vc import met_first, take_injected_vc
 from node.issued_batch import IssuedBatch
 from node.mechanism import no_time
-from node.program import Ending, Registers
+from node.program import FORGOTTEN, Ending
 from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState
 from node.vcpu_levels import charge_svsm, leave_level
@@ -291,7 +291,7 @@ class VcpuRunner:
         if guest.state is GuestState.PAUSED and vcpu.state in _NOT_YET:
             # Started while the VM is paused: it goes on from its save area with the others.
             self._board.leave(guest.spec.name, vcpu.index)
-            vcpu.state, vcpu.save_area_spa, vcpu.registers = _PAUSED, vmcb.save_area_spa, Registers()
+            vcpu.state, vcpu.save_area_spa, vcpu.registers = _PAUSED, vmcb.save_area_spa, FORGOTTEN
             for thread in vcpu.threads:
                 guest.software.forget(thread)
             return
@@ -581,7 +581,7 @@ class VcpuRunner:
         if vcpu.state is not _PAUSED:  # Which left when it was halted.
             self._board.leave(guest.spec.name, vcpu.index)
         vcpu.state, vcpu.out = _PAUSED, False
-        vcpu.registers = Registers()
+        vcpu.registers = FORGOTTEN
         for thread in vcpu.threads:
             guest.software.forget(thread)
         guest.chain.record(self._clock.now_ns, _PARKED, vcpu.index, vcpu=vcpu.index)

@@ -169,7 +169,7 @@ class StoredArea(Unmade):
 
 def load_registers(page: bytes | bytearray | memoryview | StoredArea, registers: Registers | None = None) -> Registers:
     """The general registers of a page, as VMRUN loads them; into ``registers`` if given."""
-    r = Registers() if registers is None else registers
+    r = Registers.__new__(Registers) if registers is None else registers  # Each of them is set.
     if type(page) is StoredArea:
         values = page.registers
     elif len(page) == VMSA_BYTES:

@@ -74,8 +74,8 @@ def run_ledger(generation, pauses=()):
         for vcpu, is_paused, (program, blocks, registers) in zip(guest.vcpus, paused, before, strict=True):
             if is_paused:
                 resumed += 1
-                assert software.programs[vcpu.index] is not program
-                assert software.blocks[vcpu.index] is not blocks
+                assert program is None or software.programs[vcpu.index] is not program
+                assert not blocks or software.blocks[vcpu.index] is not blocks
                 assert vcpu.registers is not registers
     run(host)
     assert guest.state is GuestState.RUNNING
