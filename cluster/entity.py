@@ -63,6 +63,13 @@ class Entity(Protocol):
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do every event before ``horizon_ns`` (half-open), at most ``event_budget`` of them."""
 
+    def answer(self, message: Message) -> tuple[int, int, tuple[Message, ...]]:
+        """Take a message that comes no later than its next event, at once or, as ``deliver``, for later.
+
+        Its next event then, how many were done, none or one, and what was said. Letters of one nanosecond are one
+        event, and come in their order.
+        """
+
     def next_event_ns(self) -> int:
         """Time of the next local event or delivery, ``NEVER`` if none."""
 
@@ -85,5 +92,5 @@ class ControlPlane(Protocol):
     def step(self, now_ns: int, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
         """Act at ``now_ns`` on the messages of that time, then on the timeline.
 
-        Messages to hosts come back, and ``next_event_ns`` as it is then: only a step changes it.
+        Messages to hosts come back in their order, and ``next_event_ns`` as it is then: only a step changes it.
         """

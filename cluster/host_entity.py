@@ -120,6 +120,8 @@ class HostEntity:
         """Takes a message for later."""
         self.advance = self._inbox.advance
         """Does the events before a horizon."""
+        self.answer = self._inbox.answer
+        """Takes a message before which nothing happens."""
         self.next_event_ns = self._inbox.next_event_ns
         """Time of the next event or delivery."""
         self.earliest_output_ns = self._inbox.earliest_output_ns

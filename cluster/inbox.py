@@ -63,6 +63,27 @@ class Inbox:
             raise ProtocolViolationError(f"{message.receiver}: got a message for {message.time_ns} ns at {now} ns")
         heappush(self._waiting, message)
 
+    def answer(self, message: Message) -> tuple[int, int, tuple[Message, ...]]:
+        """Take a message at once, if none waits to go first: when the next event is, events, and what was said.
+
+        No event comes before it. Raises ProtocolViolationError as ``deliver``.
+        """
+        env, queue, waiting, receive, outbox = self._parts
+        time_ns, now_ns = message.time_ns, env._now  # noqa: SLF001 - as above
+        if time_ns < now_ns or (waiting and waiting[0].time_ns <= time_ns):
+            self.deliver(message)
+            return self.next_event_ns(), 0, ()
+        done = 1 if time_ns > now_ns else 0  # One of the same nanosecond was taken just before.
+        env._now = time_ns  # noqa: SLF001 - as above
+        receive(message)
+        self.events += done
+        next_ns: Any = self.next_event_ns() if waiting or not queue else queue[0][0]
+        if not outbox:
+            return next_ns, done, ()
+        said = tuple(outbox)
+        outbox.clear()
+        return next_ns, done, said
+
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do what comes before ``horizon_ns``, letters of one nanosecond as one event."""
         env, queue, waiting, receive, outbox = self._parts

@@ -83,6 +83,13 @@ class RestingHost:
             return Advance(horizon_ns, NEVER, 0)
         return self._real.advance(horizon_ns, event_budget)
 
+    def answer(self, message: Message) -> tuple[int, int, tuple[Message, ...]]:
+        """A message makes it real; what it would have done by then it does first."""
+        if self._real is not None:
+            return self._real.answer(message)
+        self.deliver(message)
+        return self.next_event_ns(), 0, ()
+
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
         """The rows of the host at ``end_ns``; one that rested goes back to rest, so that few are real at a time."""
         if self._real is not None:

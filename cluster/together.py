@@ -3,7 +3,9 @@
 What ``cluster.coordinator`` proves of windows holds for each host by itself: it may go as far as nothing that is yet to
 be said can reach it. Nothing is said before the first event of all, nor before what all have promised; an answer takes
 the lookahead. So whoever has the first event goes on to the later of both and the lookahead, and the control plane
-acts as soon as its time is before it. The same messages meet the same events in the same order as in windows.
+acts as soon as its time is before it. Nothing that it does later reaches anybody as soon as what it does now, so who
+has nothing to do before such mail answers it at once. The same messages meet the same events in the same order as in
+windows.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
-from cluster.broken_rules import spoke_too_soon, stood_still, wrong_advance, wrong_mail
+from cluster.broken_rules import broken_promise, spoke_too_soon, stood_still, wrong_advance, wrong_mail
 from cluster.entity import NEVER, ControlPlane, Entity, Message
 from cluster.slices import CALL_S, Slices
 
@@ -66,8 +68,8 @@ class Together:
         self._soon, self._seldom = 1 + len(entities) // _PART, 1 + len(entities) * _PART
         self._often = self._soon
         """How often one may go on before somebody looks again."""
-        self._furthest_ns = 0
-        """To where any went."""
+        self._acts_ns = NEVER
+        """When it acts next."""
         self.busy_s = 0.0
         """Wall time of all calls, but for the control plane's."""
         self.windows = 0
@@ -89,7 +91,7 @@ class Together:
         beneath, heard, moved = self._beneath, self._heard, self._moved
         promises, promised_ns, acted_ns = self._promises, self._promised_ns, self._acted_ns
         end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
-        furthest_ns, windows, window_ns = self._furthest_ns, self.windows, self._window_ns
+        windows, window_ns = self.windows, self._window_ns
         events = acts = 0
         began_s = sliced_s = before_s = now_s = clock()
         end_s = now_s + CALL_S
@@ -121,10 +123,35 @@ class Together:
                     raise stood_still(acted_ns)
                 if heard and heard[0].time_ns < acts_ns:
                     acts_ns = heard[0].time_ns
+                if not mail:
+                    continue
+                soonest_ns = acted_ns + lookahead_ns
+                if soonest_ns >= window_ns:
+                    windows, window_ns = windows + 1, soonest_ns + lookahead_ns
+                # No other mail comes sooner: who has nothing to do before it answers in the same breath.
+                at_once_ns = soonest_ns if soonest_ns < end_ns and left > len(mail) else -1
                 for message in mail:
                     time_ns, to = message.time_ns, numbers.get(message.receiver)
-                    if to is None or time_ns < acted_ns + lookahead_ns:
+                    if to is None or time_ns < soonest_ns:
                         raise wrong_mail(message, acted_ns, here=to is not None)
+                    if time_ns == at_once_ns and time_ns <= following[to]:
+                        next_ns, done, said = entities[to].answer(message)
+                        for answer in said:
+                            time_ns = answer.time_ns
+                            if time_ns < soonest_ns:
+                                raise broken_promise(message.receiver, answer, soonest_ns)
+                            heappush(heard, answer)
+                            if time_ns < acts_ns:
+                                acts_ns = time_ns
+                        if next_ns != following[to]:
+                            beneath[to], following[to] = following[to], next_ns
+                            heappush(first, (next_ns, to))
+                        promises[to] = next_ns  # Nothing is said without an event.
+                        if next_ns < promised_ns:
+                            promised_ns = next_ns
+                        moved.append(to)
+                        left -= done
+                        continue
                     entities[to].deliver(message)
                     if time_ns < following[to]:
                         beneath[to], following[to] = following[to], time_ns
@@ -141,8 +168,6 @@ class Together:
                 horizon_ns = end_ns
             if next_ns >= window_ns:
                 windows, window_ns = windows + 1, horizon_ns
-            if horizon_ns > furthest_ns:
-                furthest_ns = horizon_ns
             entity = entities[number]
             while True:
                 # One entity after another, not slice about: what an entity needs is in the processor's caches.
@@ -177,7 +202,7 @@ class Together:
                 beneath[number] = NEVER  # Else a nanosecond that is not done with would be popped in its turn.
             else:
                 heapreplace(first, (next_ns, number))
-        self._promised_ns, self._acted_ns, self._furthest_ns = promised_ns, acted_ns, furthest_ns
+        self._promised_ns, self._acted_ns, self._acts_ns = promised_ns, acted_ns, acts_ns
         self.windows, self._window_ns = windows, window_ns
         self.busy_s += max(0.0, clock() - began_s)
         return Stretch(events + given - left, acts, next_ns, acts_ns)
@@ -197,13 +222,16 @@ class Together:
         return promised_ns
 
     def level(self, reached_ns: int) -> int:
-        """Have all go as far as any went, if that does not take longer than a call may; how far all are then.
+        """Have all go as far as any may, if that does not take longer than a call may; how far all are then.
 
         What the control plane would do from now on reaches nobody before. Who is behind ``reached_ns``, because a
         message woke it that far on, catches up however long it takes: that is where the run was said to be. What
         hosts say is lost, so afterwards nothing goes on; their rows may be collected.
         """
-        target_ns, end_s = max(reached_ns, self._furthest_ns), self._clock() + CALL_S
+        end_s = self._clock() + CALL_S
+        # Somebody may have gone as far: nobody could be told less since.
+        quiet_ns = min(self._acts_ns, min(map(max, self._promises, self._next), default=NEVER)) + self._lookahead_ns
+        target_ns = max(reached_ns, min(quiet_ns, self._end_ns))
         for number, entity in enumerate(self._entities):
             next_ns = self._next[number]
             while next_ns < reached_ns or (next_ns < target_ns and self._clock() < end_s):

@@ -48,6 +48,10 @@ class Chatterbox:
     def deliver(self, message: Message) -> None:
         """Mail is taken and thrown away."""
 
+    def answer(self, message: Message) -> tuple[int, int, tuple[Message, ...]]:
+        """Likewise."""
+        return self._next_ns, 0, ()
+
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Speak once a lookahead."""
         outputs: list[Message] = []

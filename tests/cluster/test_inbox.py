@@ -104,6 +104,54 @@ def test_windows_of_handing_over_make_no_difference(keys: set[tuple[int, str, in
     assert story(scattered, ticks) == story([(0, tuple(letters))], ticks)
 
 
+@given(
+    st.sets(st.tuples(st.integers(1, 9), st.integers(1, 20)), max_size=8),
+    st.lists(st.integers(0, 10), max_size=6),
+    st.booleans(),
+)
+def test_a_letter_that_is_taken_at_once_makes_no_difference(
+    keys: set[tuple[int, int]], ticks: list[int], one_waits: bool
+) -> None:
+    def story_of(at_once: bool) -> list[Any]:
+        env = simpy.Environment(initial_time=0)
+        told: list[Any] = []
+        outbox: list[Message] = []
+
+        def receive(message: Message) -> None:
+            told.append((env.now, message.sequence))
+            outbox.append(message)
+            env.timeout(message.sequence % 3).callbacks.append(lambda _: told.append((env.now, "after")))
+
+        inbox = Inbox(env, receive, outbox, lambda _: NEVER)
+        for at in ticks:
+            env.timeout(at).callbacks.append(lambda _: told.append((env.now, "tick")))
+        if one_waits:
+            inbox.deliver(letter(7, "a", 99))
+        for _, group in itertools.groupby(sorted(keys), lambda key: key[0]):
+            for number, key in enumerate(group):
+                if not number:
+                    told.append(inbox.advance(key[0], 1000))
+                if at_once:
+                    assert inbox.next_event_ns() >= key[0]
+                    next_ns, done, _ = inbox.answer(letter(key[0], "a", key[1]))
+                    assert next_ns == inbox.next_event_ns()
+                    assert done == 0 or not number
+                else:
+                    inbox.deliver(letter(key[0], "a", key[1]))
+        told.append((inbox.advance(20, 1000).next_event_ns, inbox.events))
+        return [one for one in told if not isinstance(one, Advance)]
+
+    assert story_of(at_once=True) == story_of(at_once=False)
+
+
+def test_a_letter_from_the_past_is_not_taken_at_once_either() -> None:
+    env = simpy.Environment(initial_time=0)
+    env.timeout(10)
+    env.step()
+    with pytest.raises(ProtocolViolationError, match=r"host: got a message for 9 ns at 10 ns"):
+        inbox_of(env, lambda _: None).answer(letter(9))
+
+
 def test_the_first_letter_not_opened_yet_is_known() -> None:
     env = simpy.Environment(initial_time=0)
     inbox = inbox_of(env, lambda _: None)

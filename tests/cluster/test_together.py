@@ -115,6 +115,10 @@ class Timetable:
     def deliver(self, message):
         insort(self.left, message.time_ns)
 
+    def answer(self, message):
+        self.deliver(message)
+        return self.next_event_ns(), 0, ()
+
     def next_event_ns(self):
         return self.left[0] if self.left else NEVER
 
@@ -145,6 +149,29 @@ def test_a_host_that_mail_woke_before_its_next_event_goes_on_wherever_calls_end_
         acts_ns, calls = stretch.acts_ns, calls + 1
     assert (one.done, other.done) == (sorted([*mine, *mail_ns]), others)
     assert calls >= 1
+
+
+@pytest.mark.parametrize("slice_events", range(1, 6))
+@pytest.mark.parametrize("later_ns", [(0, 0, 0), (0, 10, 0), (10, 0, 0), (10, 10, 0)])
+def test_letters_of_one_nanosecond_are_one_event_also_where_they_are_answered_in_the_same_breath(
+    later_ns, slice_events, monkeypatch
+):
+    monkeypatch.setattr("cluster.slices.SLICE_EVENTS", slice_events)
+    mail = [
+        letter("a", 500 + LOOKAHEAD_NS + ns, hops=1)._replace(sequence=number) for number, ns in enumerate(later_ns)
+    ]  # fmt: skip
+    toy = Toy("a", ("a",), tick=0, speak=0)
+    other = ToyHost(toy)
+    for message in mail:
+        other.deliver(message)
+    while other.next_event_ns() < END_NS:
+        other.advance(END_NS, 1000)
+    hosts, control, acts_ns, events = together(toy), Acts(500, say=lambda now_ns: mail if now_ns == 500 else []), 500, 0
+    while acts_ns < END_NS:
+        stretch = hosts.go_on(control, acts_ns)
+        events, acts_ns = events + stretch.events, stretch.acts_ns
+    assert (hosts._entities[0].collect(0), events) == (other.collect(0), other.events)
+    assert len(control.heard) == len(mail)
 
 
 @pytest.mark.parametrize("slice_events", [1, 2, 3])

@@ -150,6 +150,9 @@ class ToyHost:
         assert self.env.now < horizon_ns
         return advance
 
+    def answer(self, message: Message) -> tuple[int, int, tuple[Message, ...]]:
+        return self.inbox.answer(message)
+
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
         return {"log": [{"host": self.name, "time": at, "what": what, "text": text} for at, what, text in self.log]}
 
@@ -170,6 +173,12 @@ class RestingToy(ToyHost):
     def deliver(self, message: Message) -> None:
         self.woken = True
         super().deliver(message)
+
+    def answer(self, message: Message) -> tuple[int, int, tuple[Message, ...]]:
+        if self.woken:
+            return super().answer(message)
+        self.deliver(message)
+        return self.next_event_ns(), 0, ()
 
     def next_event_ns(self) -> int:
         return super().next_event_ns() if self.woken else NEVER
