@@ -207,6 +207,12 @@ class Arrivals:
         """Whether all of a VM is here and was read back."""
         return name in self._whole
 
+    def placed(self, name: str, areas: tuple[int, ...]) -> None:
+        """Where a VM's save areas are, which nobody had asked for when it was laid down."""
+        if name in self._whole:
+            entered, state, books = self._whole[name]
+            self._whole[name] = entered._replace(save_areas=areas), state, books
+
     def start(self, name: str) -> None:
         """Let a VM that is whole run."""
         self._start(self._host.guests[name], *self._whole.pop(name))

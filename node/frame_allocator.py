@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
+from typing import NamedTuple
+
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 _NOWHERE = -1
+MOST_PUT_OFF = 64
+"""Acts that wait at most; before one more they are carried out."""
+Pieces = Sequence[tuple[int, int]]
 
 
 class OutOfMemory(Exception):
@@ -30,8 +36,21 @@ def joined(pieces: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
         yield start, end - start
 
 
+class Wanted(NamedTuple):
+    """What one act takes: bytes in one run aligned to 2 MiB, single pages, and bytes in one run from the end."""
+
+    run: int
+    pages: int
+    last: int
+
+
 class FrameAllocator:
-    """Free runs of system memory as (SPA, length)."""
+    """Free runs of system memory as (SPA, length).
+
+    An act that takes frames, or gives them back, may be put off until somebody asks for an address. Acts are carried
+    out in their order, so that each comes to the frames that it would have come to at once; the books of bytes are
+    always those of all acts.
+    """
 
     def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
         free = sorted((spa, spa + length) for spa, length in ranges if length > 0)
@@ -40,11 +59,90 @@ class FrameAllocator:
         self._all_bytes = sum(end - start for start, end in free)
         self.used_bytes = 0
         self.peak_bytes = 0
+        self.released: Callable[[Pieces], None] | None = None
+        """Told of frames that came back otherwise than by an act that was put off."""
+        self._acts: list[Callable[[], object]] = []
+        self._ahead_bytes = 0
+        """What the acts come to that wait."""
+        self.era = 0
+        """Counts how often all addresses were known."""
+        self._room = -1
+        """The longest free run of this era, -1 until it is asked for."""
+        self._held_bytes = self._held_pieces = self._last_bytes = 0
+        """What was taken in this era and is held, but for what came from the end of memory; and all that ever did."""
 
     @property
     def free_bytes(self) -> int:
         """What nobody has."""
         return self._all_bytes - self.used_bytes
+
+    def free_runs(self) -> list[tuple[int, int]]:
+        """All of it, by address."""
+        self.settle()
+        return [(start, end - start) for start, end in zip(self._starts, self._ends, strict=True)]
+
+    def has_room(self, wanted: Wanted) -> bool:
+        """Whether there is room for all of it, each run in one piece, wherever the acts that wait find theirs.
+
+        What they hold cuts the run that was the longest into gaps, one more than it has pieces, but for what
+        they have taken from its end. If no gap has room for a request, with what is lost to its alignment, that run is
+        no longer than the pieces and as many requests.
+        """
+        if self._room < 0:
+            self._room = max([end - start for start, end in zip(self._starts, self._ends, strict=True)], default=0)
+        run, pages, last = wanted
+        before, gaps = self._held_bytes, self._held_pieces + 1
+        behind, more = before + run + pages * PAGE_BYTES, gaps + pages + (run > 0)
+        used = max(before + gaps * (run + LARGE_PAGE_BYTES), behind + more * (last + LARGE_PAGE_BYTES))
+        return used + self._last_bytes + last < self._room
+
+    def take_later(self, act: Callable[[], object], wanted: Wanted) -> bool:
+        """Have ``act`` take this once somebody asks where it is; False where it might not find the run in one piece."""
+        if not self.has_room(wanted):
+            if not self._acts:
+                return False
+            self.settle()
+            if not self.has_room(wanted):
+                return False
+        run, pages, last = wanted
+        taken = run + pages * PAGE_BYTES
+        self._put_off(act, taken + last)
+        self._held_bytes += taken
+        self._held_pieces += pages + (run > 0)
+        self._last_bytes += last
+        return True
+
+    def give_later(self, act: Callable[[], object], wanted: Wanted, era: int) -> None:
+        """Have ``act`` give this back before whoever asks for an address next; ``era`` is when it was taken."""
+        run, pages, last = wanted
+        given = run + pages * PAGE_BYTES
+        self._put_off(act, -given - last)
+        if era == self.era:
+            self._held_bytes -= given
+            self._held_pieces -= pages + (run > 0)
+
+    def settle(self) -> None:
+        """Carry out what was put off."""
+        if not self._acts:
+            return
+        acts, self._acts = self._acts, []
+        used, told, self.released = self.used_bytes, self.released, None
+        self.used_bytes -= self._ahead_bytes
+        self._ahead_bytes = self._held_bytes = self._held_pieces = self._last_bytes = 0
+        self._room, self.era = -1, self.era + 1
+        for act in acts:
+            act()
+        self.released = told
+        assert self.used_bytes == used, f"acts that were put off: {used} bytes expected, {self.used_bytes} held"
+
+    def _put_off(self, act: Callable[[], object], taken: int) -> None:
+        if len(self._acts) >= MOST_PUT_OFF:
+            self.settle()
+        self._acts.append(act)
+        self._ahead_bytes += taken
+        self.used_bytes = used = self.used_bytes + taken
+        if used > self.peak_bytes:
+            self.peak_bytes = used
 
     def allocate(self, length: int, alignment: int) -> list[tuple[int, int]]:
         """Take ``length`` bytes in aligned pieces, one piece if any free run has room. Raises OutOfMemory."""
@@ -74,6 +172,8 @@ class FrameAllocator:
         """Take a length in one piece; where it begins, in the first free run that has room, None if there is none."""
         if length <= 0:
             raise ValueError(f"length: expected more than zero, got {length}")
+        if self._acts:
+            self.settle()
         ends = self._ends
         for index, first in enumerate(self._starts):
             start = first + -first % alignment
@@ -86,6 +186,8 @@ class FrameAllocator:
         """The same from the end of memory, for what stays out of the way of large pieces. Raises OutOfMemory."""
         if length <= 0:
             raise ValueError(f"length: expected more than zero, got {length}")
+        if self._acts:
+            self.settle()
         index = len(self._starts)
         for end in reversed(self._ends):
             index -= 1
@@ -127,8 +229,19 @@ class FrameAllocator:
         if used > self.peak_bytes:
             self.peak_bytes = used
 
-    def release(self, pieces: Iterable[tuple[int, int]]) -> None:
-        """Give pieces back. Raises ValueError for an empty piece, and for memory that is free already."""
+    def release(self, pieces: Pieces) -> None:
+        """Give pieces back. Raises ValueError for an empty piece, and for memory that is free already.
+
+        As long as acts wait this is one more of them, and raises when it is carried out.
+        """
+        if self._acts:
+            self._put_off(lambda: self._release(pieces), -sum([length for _, length in pieces]))
+        else:
+            self._release(pieces)
+        if self.released is not None:
+            self.released(pieces)
+
+    def _release(self, pieces: Pieces) -> None:
         starts, ends = self._starts, self._ends
         for spa, length in pieces:
             if length <= 0:

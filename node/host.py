@@ -148,6 +148,7 @@ class Host:
         self.board.put_out = self._of_a_vcpu(store_and_stay_out)
         self.board.entered = self._of_a_vcpu(take_registers)
         self.board.devices_told = self._devices_told
+        self.board.unlaid.placed = self._placed
         self.streams = MigrationLoads(self.clock, self.contention, spec.streams, costs)
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
@@ -404,6 +405,12 @@ class Host:
                 seated.append(one)
                 vcpus += len(one.vcpus)
         self._seated, self.peak_vcpus = seated, max(self.peak_vcpus, vcpus)
+
+    def _placed(self, vm: str, areas: tuple[int, ...]) -> None:
+        """Where save areas are that nobody had asked for."""
+        for vcpu, spa in zip(self.guests[vm].vcpus, areas, strict=False):  # None as long as it has not begun to run.
+            vcpu.save_area_spa = spa
+        self.arrivals.placed(vm, areas)
 
     def _kicked(self, vm: str, vcpu: int, code: int) -> None:
         guest = self.guests.get(vm)

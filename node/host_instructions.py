@@ -124,7 +124,7 @@ class HostInstructions:
     def _rmpupdate(self, one: op.RmpUpdate) -> op.Answer:
         if self._board.rmp is None or not self._board.snp_enabled:
             return undefined()
-        if self._board.unlaid.vms:
+        if self._board.unlaid.vms or self._board.unlaid.free_memory.starts:
             # What was accepted for pages is stored there before their owner changes.
             with suppress(MachineCheck):
                 self._board.dram.cells.touch(one.spa, one.length)

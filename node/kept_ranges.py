@@ -56,16 +56,22 @@ class KeptRanges:
         return at >= 0 and length > 0 and spa < self._ends[at]
 
     def tell(self, spa: int, length: int) -> None:
-        """Tell the owners of the ranges that an access meets."""
+        """Tell the owners of the ranges that an access meets, and of those that are added while others are told."""
         at = bisect_right(self._starts, spa)
         if (not at or self._ends[at - 1] <= spa) and (at == len(self._starts) or self._starts[at] >= spa + length):
             return  # As nearly always.
-        at = max(0, at - 1)
-        met = []
+        told: list[Touch] = []
+        while met := [one for one in self._met(spa, length) if one[2] not in told]:
+            for low, size, touch in met:
+                touch(low, size)
+                told.append(touch)
+
+    def _met(self, spa: int, length: int) -> list[tuple[int, int, Touch]]:
+        """What of an access is in ranges, as (SPA, length, whom to tell)."""
+        at, met = max(0, bisect_right(self._starts, spa) - 1), []
         while at < len(self._starts) and self._starts[at] < spa + length:
             low, high = max(spa, self._starts[at]), min(spa + length, self._ends[at])
             if low < high:
                 met.append((low, high - low, self._touches[at]))
             at += 1
-        for low, size, touch in met:  # owners may let go meanwhile
-            touch(low, size)
+        return met

@@ -65,6 +65,15 @@ class RmpChecks:
             self.check_host_write = self._let_host_write  # type: ignore[method-assign]
             self.check_guest_write = self._let_guest_write  # type: ignore[method-assign]
 
+    @property
+    def changes(self) -> int:
+        """Counts whatever may change a page's entry but for stores to the table itself."""
+        return self._runs.changes
+
+    def are_without_entries(self, spa: int, length: int) -> bool:
+        """Whether no page of a range has had an entry but that of a page of the host's since the table was made."""
+        return self._runs.is_gap(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)
+
     def check_guest_private(
         self,
         spa: int,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Who = tuple[str, int]
 """A VM and the number of its vCPU."""
+NOWHERE = -1
+"""In place of the address of a save area that nobody has asked for, nor for any page near."""
 
 
 class RunningVcpus:
@@ -92,6 +94,11 @@ class RunningVcpus:
             if who[0] == vm:
                 self.vacate(thread)
 
+    def found(self, who: Who, area: int) -> None:
+        """Where a vCPU has its save area that was entered with one that nobody had asked for."""
+        if self._areas.get(who) == NOWHERE:
+            self._use(who, area)
+
     def _off_thread(self, who: Who) -> None:
         for thread, one in list(self.threads.items()):
             if one == who:
@@ -108,7 +115,7 @@ class RunningVcpus:
         rmp = self._rmp()
         if rmp is None:
             return
-        if before is not None and before not in self._areas.values():
+        if before is not None and before != NOWHERE and before not in self._areas.values():
             rmp.checks.leave(before)
-        if area is not None:
+        if area is not None and area != NOWHERE:
             rmp.checks.enter(area)

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
 
 from node import operations as op
 from node.board import Board
-from node.frame_allocator import OutOfMemory
+from node.frame_allocator import Wanted
 from node.guest import Guest
 from node.guest_memory_map import Range, memory_map
 from node.hypervisor import SPARE_TABLES, Hypervisor
@@ -23,9 +22,9 @@ from node.hypervisor_port import Entered, FillTask, HypervisorPort, LaunchRefuse
 from node.hypervisor_tasks import HypervisorTasks
 from node.nested_table_pages import layout_of, table_pages
 from node.operation_cost import HostOperationCost
-from node.vm_place import VmPlace
+from node.vm_place import PlaceShape, VmPlace
 from node.vm_state import VmState
-from node.vm_transfer import PAUSE, RESUME, STOP, fill_at, take_areas
+from node.vm_transfer import PAUSE, RESUME, STOP, fill_at
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 Refused = Callable[[LaunchRefused], None]
@@ -35,16 +34,8 @@ _NO_MORE = VmState("", (), (), (), (), (), ())[6:]
 """What no PLAIN VM without a disk has."""
 
 
-class _Shape(NamedTuple):
-    """How the memory of a VM lies whose parts lie one behind the other: pieces as (GPA, offset, length)."""
-
-    pieces: tuple[tuple[int, int, int], ...]
-    length: int
-    tables_bytes: int
-
-
 @lru_cache(maxsize=256)
-def _shape(memory_bytes: int, vcpus: int, flash_gpa: int, flash_bytes: int) -> _Shape | None:
+def _shape(memory_bytes: int, vcpus: int, flash_gpa: int, flash_bytes: int) -> PlaceShape | None:
     """None for what only a ``NestedBuild`` judges, and for what no single row holds."""
     at, pieces = 0, []
     for part in (*memory_map(memory_bytes, vcpus).ram, Range(flash_gpa, flash_bytes)):
@@ -55,7 +46,7 @@ def _shape(memory_bytes: int, vcpus: int, flash_gpa: int, flash_bytes: int) -> _
     layout, pages = layout_of(pieces), table_pages(pieces) + SPARE_TABLES
     if layout is None or pages <= len(layout.tables):
         return None
-    return _Shape(tuple(pieces), at, pages * PAGE_BYTES)
+    return PlaceShape(tuple(pieces), Wanted(at, 1, pages * PAGE_BYTES))
 
 
 class UnlaidMoves:
@@ -64,9 +55,11 @@ class UnlaidMoves:
     def __init__(
         self, board: Board, hypervisor: HypervisorPort, tasks: HypervisorTasks, cost: HostOperationCost
     ) -> None:
-        self._unlaid = board.unlaid
+        self._unlaid = unlaid = board.unlaid
         # Another kind of hypervisor may do other things than are known here.
         self._hypervisor = hypervisor if type(hypervisor) is Hypervisor else None
+        if self._hypervisor is not None:
+            unlaid.free_memory.frames = self._hypervisor.frames
         self._tasks = tasks
         self._cost = cost
         self._stop_ns: dict[int, int] = {}
@@ -92,24 +85,18 @@ class UnlaidMoves:
             return False
         if spec.cpu_model or spec.launched_on:
             return False  # Of the latter the hypervisor asks whether its processors show all that they are shown.
-        frames, image = hypervisor.frames, hypervisor.image(spec.firmware)
+        image = hypervisor.image(spec.firmware)
         shape = _shape(spec.memory_bytes, spec.vcpus, image.gpa, len(image.data))
-        start = None if shape is None else frames.allocate_run(shape.length, LARGE_PAGE_BYTES)
-        if shape is None or start is None:
+        if shape is None:
             return False
-        taken = [(start, shape.length)]
-        try:
-            taken += frames.allocate(PAGE_BYTES, PAGE_BYTES)
-            taken += frames.allocate_last(shape.tables_bytes, PAGE_BYTES)
-        except OutOfMemory:
-            frames.release(taken)
-            return False
-        ram, (small, _), tables, *more = taken
-        maps = tuple([(gpa, start + offset, length) for gpa, offset, length in shape.pieces])
-        if more or not unlaid.build(vm, tables, ram, maps):
-            frames.release(taken)
-            return False
-        hypervisor.places[vm] = VmPlace(image, ram, maps, small, tables)
+        place = VmPlace(image, shape, hypervisor.frames)
+        if not unlaid.build_later(vm, place):
+            if not place.take():
+                return False
+            if not unlaid.build(vm, place):
+                place.give_back()
+                return False
+        hypervisor.places[vm] = place
         return True
 
     def export(
@@ -120,7 +107,7 @@ class UnlaidMoves:
         place = self._place(vm)
         if place is None or hypervisor is None or unlaid.pages(vm) is None:
             return False
-        count = len(place.areas)
+        count = place.count
         spent_ns = self._stop_ns.get(count)
         if spent_ns is None:
             spent_ns = self._stop_ns[count] = round(self._cost.price_of_work((STOP, *[PAUSE] * count)))
@@ -140,16 +127,19 @@ class UnlaidMoves:
         hypervisor, spec, unlaid = self._hypervisor, guest.spec.machine, self._unlaid
         vm = spec.name
         place = self._place(vm)
-        if place is None or hypervisor is None or place.areas or state.blocks or not state.save_areas:
+        if place is None or hypervisor is None or place.count or state.blocks or not state.save_areas:
             return False
-        areas = take_areas(hypervisor, place, state)
+        place.launched_gpas, saved = state.launched, state.save_areas
+        unlaid.take_areas(vm, place, len(saved))
 
         def back() -> tuple[Entered, bytes] | None:
-            octets = unlaid.fill(vm, state.pages, areas)
-            return None if octets is None else (place.entered(), octets)
+            octets = unlaid.fill(vm, place, state.pages, saved)
+            if octets is None:
+                return None
+            return _new(Entered, (0, unlaid.save_areas(vm), place.launched_gpas, 0, 0, ())), octets
 
         def task() -> FillTask:
-            return fill_at(hypervisor, spec, state, areas)
+            return fill_at(hypervisor, spec, state, list(zip(place.areas, saved, strict=True)))
 
         self._tasks.spend(guest, self._resume_ns, back, laid, refused, task)
         return True
@@ -160,15 +150,14 @@ class UnlaidMoves:
         place = self._place(vm)
         if place is None or hypervisor is None:
             return False
-        length = place.ram[1]
+        length = place.shape.wanted.run
         spent_ns = self._clear_ns.get(length)
         if spent_ns is None:
             spent_ns = self._clear_ns[length] = round(self._cost.price((op.HostClear(0, length),)))
 
         def cleared() -> bool | None:
-            if hypervisor.places.get(vm) is not place or not self._unlaid.leave(vm, place.small):
+            if hypervisor.places.get(vm) is not place or not self._unlaid.leave(vm, place):
                 return None
-            hypervisor.frames.release(place.frames)
             del hypervisor.places[vm]
             return True
 

@@ -8,6 +8,9 @@ host before that is read from what was written down, and leaves memory as it fou
 
 Not put off is what anybody else could tell from the outside: frames and ASIDs are taken, times are charged, and the
 save area of a vCPU that runs is in use.
+
+Where its frames are may be put off in its turn (``build_later``): all free memory is watched then, and the first that
+anybody does there finds each VM in the frames that it would have had at once.
 """
 
 from __future__ import annotations
@@ -17,20 +20,21 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from node import operations as op
-from node.dimm_cells import MachineCheck
 from node.frame_allocator import joined
+from node.free_memory_watch import FreeMemoryWatch, may_be_written
 from node.generation import Generation
 from node.guest_backing import Backing, backing_of
 from node.kept_ranges import Touch
 from node.nested_table_pages import layout_of
 from node.platform import HostMode
-from node.rmp_faults import RmpFault
+from node.running_vcpus import NOWHERE
 from node.vm_state import Run
 from node.vmsa import StoredArea
 from psp.system_bus import PAGE_BYTES
 
 if TYPE_CHECKING:
     from node.board import Board
+    from node.vm_place import VmPlace
 
 _PLAIN = Generation.PLAIN
 Batch = tuple[op.HypervisorOperation, ...]
@@ -46,7 +50,7 @@ class _NowError(Exception):
 
 
 class _Unlaid:
-    __slots__ = ("areas", "contents", "done", "kept", "maps", "pages", "ram", "settled", "stored", "touched")
+    __slots__ = ("areas", "contents", "done", "kept", "maps", "pages", "ram", "settled", "stored", "touched", "waits")
 
     def __init__(self) -> None:
         self.done: list[op.HypervisorOperation | Later] = []
@@ -62,11 +66,13 @@ class _Unlaid:
         """The VM's memory, (SPA, length), as few pieces as there can be."""
         self.areas: dict[int, int] = {}
         """Save areas of the control blocks that were written."""
-        self.stored: dict[int, StoredArea] = {}
-        """Those in which exits have left registers since ``contents`` has them."""
+        self.stored: dict[int, bytes | StoredArea] = {}
+        """Those in which exits have left registers since ``contents`` has them; all of them while it waits."""
         self.settled = False
         self.touched: Touch | None = None
         """Who is told of an access to what is kept."""
+        self.waits: VmPlace | None = None
+        """Where it will turn out to lie, as long as nobody knows."""
 
     def backing(self, node_bytes: int) -> Backing:
         """As its nested table's."""
@@ -82,6 +88,11 @@ class UnlaidVms:
         platform = board.platform
         self._usual = board.caches is None and board.tlb is None and platform.mode is HostMode.NONE
         """Whether a store of the host without C-bit is nothing but bytes in DRAM."""
+        self.free_memory = FreeMemoryWatch(board, self._place)
+        """On while VMs wait for their addresses."""
+        self.placed: Callable[[str, tuple[int, ...]], None] = lambda _vm, _areas: None
+        """Told where the save areas of a VM turned out to lie that was entered before."""
+        self._waiting: dict[str, _Unlaid] = {}
 
     def expect(self, vm: str) -> None:
         """A VM without a key is about to come: put off what can be."""
@@ -96,6 +107,8 @@ class UnlaidVms:
     def execute(self, vm: str, batch: Batch) -> tuple[op.Answer, ...]:
         """Answer a batch that the hypervisor issues for such a VM; with the first that cannot wait, none is put off."""
         board, one = self._board, self.vms[vm]
+        if one.waits is not None:
+            self.free_memory.end()
         answers: list[op.Answer] = []
         self._write_registers(one)
         if board.observer is None:
@@ -112,6 +125,8 @@ class UnlaidVms:
 
     def look(self, vm: str) -> bool:
         """Somebody looks at a VM: carry out what was put off; whether there was anything of it."""
+        if vm in self._waiting:
+            self.free_memory.end()
         one = self.vms.pop(vm, None)
         if one is None:
             return False
@@ -163,10 +178,16 @@ class UnlaidVms:
         one = self.vms[vm]
         return one.stored[vcpu] if vcpu in one.stored else one.contents[one.areas[vcpu]]
 
+    def save_areas(self, vm: str) -> tuple[int, ...]:
+        """Where they are."""
+        return tuple(self.vms[vm].areas.values())
+
     def store_registers(self, vm: str, vcpu: int, registers: tuple[int, ...]) -> None:
         """What its exit leaves there."""
         one = self.vms[vm]
-        one.stored[vcpu] = StoredArea(one.contents[one.areas[vcpu]], registers)
+        before = one.stored[vcpu] if vcpu in one.stored else one.contents[one.areas[vcpu]]
+        page = before.page if isinstance(before, StoredArea) else before
+        one.stored[vcpu] = StoredArea(page, registers)
 
     @staticmethod
     def _write_registers(one: _Unlaid) -> None:
@@ -180,11 +201,29 @@ class UnlaidVms:
     # Whole batches of ``node.unlaid_moves``, which makes no operations of them. False or None where they cannot be put
     # off, as where somebody watches, with nothing changed.
 
-    def build(self, vm: str, tables: tuple[int, int], ram: tuple[int, int], maps: Maps) -> bool:
-        """A ``NestedBuild`` over memory in one piece, with tables that are known to be enough."""
+    def build_later(self, vm: str, place: VmPlace) -> bool:
+        """A ``NestedBuild`` over memory that is to be taken, wherever that will be, with tables that are enough."""
+        one, watch = self.vms.get(vm), self.free_memory
+        if one is None or one.done or self._board.observer is not None:
+            return False
+        if not watch.goes_on() and not (place.has_room() and watch.begin()):
+            return False
+        if not place.take_later():
+            return False
+        one.waits, self._waiting[vm] = place, one
+        # Where all memory is equally near it does not matter where it is.
+        one.maps = place.shape.pieces if self._board.platform.numa_nodes == 1 else place.maps
+        return True
+
+    def build(self, vm: str, place: VmPlace) -> bool:
+        """The same over memory that was taken, in one piece."""
         one = self.vms.get(vm)
         if one is None or one.done or self._board.observer is not None:
             return False
+        return self._build(vm, one, place)
+
+    def _build(self, vm: str, one: _Unlaid, place: VmPlace) -> bool:
+        tables, ram, maps = place.tables, place.ram, place.maps
         try:
             for spa, length in (tables, ram):
                 self._keep(vm, one, spa, length)
@@ -196,15 +235,40 @@ class UnlaidVms:
         one.done.append(lambda: (op.NestedBuild(vm, (tables,), maps, False),))
         return True
 
-    def fill(self, vm: str, pages: Pages, areas: Sequence[tuple[int, bytes | StoredArea]]) -> bytes | None:
+    def take_areas(self, vm: str, place: VmPlace, count: int) -> None:
+        """Take pages for save areas. Raises OutOfMemory."""
+        if self.free_memory.goes_on() and vm in self._waiting:
+            if place.take_areas_later(count):
+                return
+            self.free_memory.end()
+        place.take_areas(count)
+
+    def fill(self, vm: str, place: VmPlace, pages: Pages, saved: Sequence[bytes | StoredArea]) -> bytes | None:
         """The stores of pages, by GPA, and of save areas; control blocks; the loads of pages; and the first VMRUN.
 
         What the loads bring; None where it cannot be put off.
         """
         one, board = self.vms.get(vm), self._board
-        if one is None or board.observer is not None or board.running.threads:
+        if one is None or board.observer is not None or board.running.threads or one.areas:
             return None
-        if one.contents or one.areas or len(one.ram) != 1:
+        for page in saved:
+            if type(page) is bytes and len(page) != PAGE_BYTES:
+                return None
+        if one.waits is None:
+            octets = self._fill(vm, one, pages, tuple(zip(place.areas, saved, strict=True)))
+            if octets is not None:
+                board.running.take((vm, 0), 0, one.areas[0])
+            return octets
+        one.pages, one.stored = pages, dict(enumerate(saved))
+        one.areas = dict.fromkeys(one.stored, NOWHERE)
+        board.running.take((vm, 0), 0, NOWHERE)
+        return b"".join([data for _, data in pages])
+
+    def _fill(
+        self, vm: str, one: _Unlaid, pages: Pages, areas: Sequence[tuple[int, bytes | StoredArea]]
+    ) -> bytes | None:
+        board = self._board
+        if one.contents or len(one.ram) != 1:
             return None
         laid: dict[int, bytes] = {}
         for gpa, data in pages:
@@ -217,8 +281,8 @@ class UnlaidVms:
                 return None
         consistent, before = board.vmrun_checks.consistent, len(one.kept)
         try:
-            for spa, page in areas:
-                if (type(page) is bytes and len(page) != PAGE_BYTES) or not consistent(_PLAIN, 0, spa):
+            for spa, _ in areas:
+                if not consistent(_PLAIN, 0, spa):
                     _not_known()
                 self._keep(vm, one, spa, PAGE_BYTES)
         except _NowError:
@@ -237,7 +301,6 @@ class UnlaidVms:
                 whole.append((spa, bytes(page)))
         one.contents = laid | dict(whole)
         one.done.append(lambda: _stores(vm, laid, whole))
-        board.running.take((vm, 0), 0, one.areas[0])
         return b"".join(laid.values())
 
     def pages(self, vm: str) -> Pages | None:
@@ -254,46 +317,59 @@ class UnlaidVms:
         found = tuple([stored[vcpu] if vcpu in stored else contents[areas[vcpu]] for vcpu in range(vcpus)])
         return found, one.pages
 
-    def leave(self, vm: str, others: Sequence[int]) -> bool:
-        """All of a VM's memory is cleared, with pages beside it of the hypervisor's own, and its control blocks go."""
+    def leave(self, vm: str, place: VmPlace) -> bool:
+        """All of a VM's memory is cleared, its control blocks go, and all that it had is given back."""
         one = self.vms.get(vm)
-        if one is None or len(one.ram) != 1 or self._board.observer is not None:
+        if one is None or self._board.observer is not None:
+            return False
+        if one.waits is not None:
+            del self._waiting[vm]
+            self._forget(vm, one)
+            place.give_back_later()
+            return True
+        if len(one.ram) != 1:
             return False
         kept = one.kept
         try:
-            for spa in others:
+            for spa in place.small:
                 if spa not in kept:
                     self._expect_free(spa, PAGE_BYTES)
         except _NowError:
             return False
         self._forget(vm, one)
+        place.give_back()
         return True
+
+    def _place(self) -> None:
+        """Free memory is free memory no longer: find out where VMs are that wait for that."""
+        waiting, self._waiting = self._waiting, {}
+        for vm, one in waiting.items():
+            place, pages, saved = one.waits, one.pages, one.stored
+            assert place is not None
+            one.waits, one.areas, one.stored = None, {}, {}
+            built = self._build(vm, one, place)
+            assert built, f"{vm}: not where free memory was"
+            if pages is None:
+                continue
+            filled = self._fill(vm, one, pages, tuple(zip(place.areas, saved.values(), strict=True)))
+            assert filled is not None, f"{vm}: not where free memory was"
+            for vcpu, area in one.areas.items():
+                self._board.running.found((vm, vcpu), area)
+            self.placed(vm, place.areas)
 
     # Operations: what they would have been answered, or else they are carried out.
 
-    def _expect_reached(self, spa: int, length: int) -> None:
-        """Only where the host may write."""
-        board = self._board
-        controller, rmp = board.controller, board.rmp
-        if (spa | length) % PAGE_BYTES or spa < 0 or length <= 0:
-            raise _NowError
-        try:
-            if spa + length > controller.answers_to:
-                controller.expect(spa, length)
-            if rmp is not None:
-                rmp.check_host_write(spa, length)
-        except (MachineCheck, RmpFault):
-            raise _NowError from None
-
     def _expect_free(self, spa: int, length: int) -> None:
         """Only there, and where nobody has written anything yet."""
-        self._expect_reached(spa, length)
-        if not self._board.dram.cells.is_blank(spa, length):
+        if not may_be_written(self._board, spa, length) or not self._board.dram.cells.is_blank(spa, length):
             raise _NowError
 
     def _keep(self, vm: str, one: _Unlaid, spa: int, length: int) -> None:
         """Leave such a range to a VM until somebody looks."""
-        self._expect_reached(spa, length)
+        if self.free_memory.starts:
+            self.free_memory.end()
+        if not may_be_written(self._board, spa, length):
+            raise _NowError
         touched = one.touched
         if touched is None:
             touched = one.touched = lambda _spa, _length: self._touched(vm, one)

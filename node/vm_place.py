@@ -2,55 +2,146 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 from node.firmware_image import FirmwareImage
+from node.frame_allocator import FrameAllocator, OutOfMemory, Wanted
 from node.generation import Generation
-from node.hypervisor_port import Entered
 from node.launched_vm import LaunchedVm
-from psp.system_bus import PAGE_BYTES
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
+
+
+class PlaceShape(NamedTuple):
+    """How the memory of a VM lies whose parts lie one behind the other: pieces as (GPA, offset, length).
+
+    ``wanted`` are its memory, a page of the hypervisor's own, and nested tables.
+    """
+
+    pieces: tuple[tuple[int, int, int], ...]
+    wanted: Wanted
 
 
 class VmPlace:
-    """Its frames: memory in one piece, a page of the hypervisor's own, nested tables in one piece, and save areas."""
+    """Its frames: memory in one piece, a page of the hypervisor's own, nested tables in one piece, and save areas.
 
-    __slots__ = ("_firmware", "_maps", "_small", "areas", "launched_gpas", "ram", "tables")
+    They may be taken before anybody knows where they are. Who asks has the allocator carry out what it put off.
+    """
 
-    def __init__(
-        self, firmware: FirmwareImage, ram: tuple[int, int], maps: tuple[tuple[int, int, int], ...], small: int,
-        tables: tuple[int, int],
-    ) -> None:  # fmt: skip
+    __slots__ = (
+        "_areas", "_era", "_firmware", "_frames", "_small", "_start", "_tables", "count", "launched_gpas", "shape",
+    )  # fmt: skip
+
+    def __init__(self, firmware: FirmwareImage, shape: PlaceShape, frames: FrameAllocator) -> None:
         self._firmware = firmware
-        self._maps = maps
-        self._small = small
-        self.ram = ram
-        self.tables = tables
-        self.areas: tuple[int, ...] = ()
-        """Save areas, once it is there."""
+        self._frames = frames
+        self._era = -1
+        self.shape = shape
+        self.count = 0
+        """Of save areas, once it is there."""
+        self._areas: tuple[int, ...] = ()
         self.launched_gpas: tuple[int, ...] = ()
+
+    # What it has is taken and given back at once, or when somebody asks for an address.
+
+    def take(self) -> bool:
+        """Take all but save areas. False, with nothing taken, where it is not there in these pieces."""
+        frames, (run, _, last) = self._frames, self.shape.wanted
+        start = frames.allocate_run(run, LARGE_PAGE_BYTES)
+        if start is None:
+            return False
+        taken = [(start, run)]
+        try:
+            taken += frames.allocate(PAGE_BYTES, PAGE_BYTES)
+            taken += frames.allocate_last(last, PAGE_BYTES)
+        except OutOfMemory:
+            frames.release(taken)
+            return False
+        _, (small, _), (tables, _), *more = taken
+        if more:
+            frames.release(taken)
+            return False
+        self._start, self._small, self._tables = start, small, tables
+        return True
+
+    def has_room(self) -> bool:
+        """Whether ``take_later`` would come to True."""
+        return self._frames.has_room(self.shape.wanted)
+
+    def take_later(self) -> bool:
+        """The same with nobody knowing where yet."""
+        frames = self._frames
+        certain = frames.take_later(self.take, self.shape.wanted)
+        self._era = frames.era
+        return certain
+
+    def take_areas(self, count: int) -> None:
+        """Take pages for save areas. Raises OutOfMemory."""
+        allocate = self._frames.allocate
+        self._areas = tuple([allocate(PAGE_BYTES, PAGE_BYTES)[0][0] for _ in range(count)])
+        self.count = count
+
+    def take_areas_later(self, count: int) -> bool:
+        """The same with nobody knowing where yet."""
+        if not self._frames.take_later(lambda: self.take_areas(count), _areas(count)):
+            return False
+        self.count = count
+        return True
+
+    def give_back(self) -> None:
+        """Give back all of it."""
+        self._frames.release(self.frames)
+
+    def give_back_later(self) -> None:
+        """The same, before anybody asks for an address of what is free."""
+        run, pages, last = self.shape.wanted
+        self._frames.give_later(self.give_back, Wanted(run, pages + self.count, last), self._era)
+
+    # Where it is.
+
+    @property
+    def ram(self) -> tuple[int, int]:
+        """(SPA, length) of its memory."""
+        self._frames.settle()
+        return self._start, self.shape.wanted.run
+
+    @property
+    def maps(self) -> tuple[tuple[int, int, int], ...]:
+        """(GPA, SPA, length) of the same."""
+        start, _ = self.ram
+        return tuple([(gpa, start + offset, length) for gpa, offset, length in self.shape.pieces])
+
+    @property
+    def tables(self) -> tuple[int, int]:
+        """(SPA, length) of its nested tables."""
+        self._frames.settle()
+        return self._tables, self.shape.wanted.last
+
+    @property
+    def areas(self) -> tuple[int, ...]:
+        """Save areas, once it is there."""
+        self._frames.settle()
+        return self._areas
 
     @property
     def small(self) -> tuple[int, ...]:
         """Pages that are no memory of its own."""
-        return self._small, *self.areas
+        self._frames.settle()
+        return self._small, *self._areas
 
     @property
     def frames(self) -> list[tuple[int, int]]:
         """All of it, as (SPA, length)."""
-        frames = [self.ram, (self._small, PAGE_BYTES), self.tables]
-        for spa in self.areas:
-            frames.append((spa, PAGE_BYTES))  # noqa: PERF401 - one or two of them
-        return frames
-
-    def add_area(self, spa: int) -> None:
-        """A page of its own is the next vCPU's save area."""
-        self.areas += (spa,)
-
-    def entered(self) -> Entered:
-        """As a record's."""
-        return tuple.__new__(Entered, (0, self.areas, self.launched_gpas, 0, 0, ()))
+        return [self.ram, self.tables, *[(spa, PAGE_BYTES) for spa in self.small]]
 
     def record(self) -> LaunchedVm:
         """The record of such a VM."""
         record = LaunchedVm(Generation.PLAIN, self._firmware)
-        record.ram, record.small, record.tables = list(self._maps), list(self.small), [self.tables]
+        record.ram, record.small, record.tables = list(self.maps), list(self.small), [self.tables]
         record.save_areas, record.launched_gpas = list(self.areas), self.launched_gpas
         return record
+
+
+@lru_cache(maxsize=64)
+def _areas(count: int) -> Wanted:
+    return Wanted(0, count, 0)

@@ -20,7 +20,6 @@ from node.migration_refusal import REFUSALS, MigrationRefusal
 from node.sealed_transfer import SEALED, export_sealed, fill_sealed, record_of, show_platform
 from node.sev_features import features_of
 from node.svsm_launch import svsm_below
-from node.vm_place import VmPlace
 from node.vm_state import Run, VmState, whole_runs
 from node.vmsa import VMSA_BYTES, StoredArea
 from psp.system_bus import PAGE_BYTES
@@ -110,7 +109,7 @@ Areas = list[tuple[int, bytes | StoredArea]]
 """Where each vCPU's registers are to lie, and what lies there."""
 
 
-def take_areas(self: Hypervisor, record: LaunchedVm | VmPlace, state: VmState) -> Areas:
+def take_areas(self: Hypervisor, record: LaunchedVm, state: VmState) -> Areas:
     """Take frames for the registers of a VM that came."""
     record.launched_gpas, areas = state.launched, Areas()
     for page in state.save_areas:

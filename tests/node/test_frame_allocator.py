@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from node.frame_allocator import FrameAllocator, OutOfMemory, joined
+from node.frame_allocator import MOST_PUT_OFF, FrameAllocator, OutOfMemory, Wanted, joined
 
 PAGE = 4096
 LARGE = 2 << 20
@@ -150,3 +150,143 @@ def test_what_is_taken_from_the_end_leaves_the_beginning_in_one_piece():
     assert frames.allocate_last(2 * 4096, 4096) == [((16 << 20) - 2 * 4096, 2 * 4096)]
     with pytest.raises(ValueError, match="more than zero"):
         frames.allocate_last(0, 4096)
+
+
+class Tenant:
+    """A run, a page and a run from the end, then more pages, of each of two allocators."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
+        self.era = -1
+        self.pages = wanted.pages
+
+    def take(self, frames: FrameAllocator) -> list[tuple[int, int]]:
+        run, pages, last = self.wanted
+        start = frames.allocate_run(run, LARGE)
+        assert start is not None
+        pieces = [(start, run)]
+        for _ in range(pages):
+            pieces += frames.allocate(PAGE, PAGE)
+        pieces += frames.allocate_last(last, PAGE)
+        assert len(pieces) == pages + 2
+        return pieces
+
+
+class PutOff(RuleBasedStateMachine):
+    """Two allocators are asked for the same; of one everything that may be is put off."""
+
+    @initialize(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=3))
+    def start(self, lengths: list[int]) -> None:
+        ranges, at = [], LARGE + PAGE
+        for length in lengths:
+            ranges.append((at, length * LARGE + 3 * PAGE))
+            at += (length + 1) * LARGE
+        self.now, self.later = FrameAllocator(ranges), FrameAllocator(ranges)
+        self.ranges = ranges
+        self.tenants: list[Tenant] = []
+        self.pieces: dict[int, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {}
+        self.held: list[tuple[list[tuple[int, int]], list[tuple[int, int]]]] = []
+
+    @rule(run=st.integers(1, 4 * 512), last=st.integers(1, 9), pages=st.integers(1, 3))
+    def come(self, run: int, last: int, pages: int) -> None:
+        one = Tenant(Wanted(run * PAGE, pages, last * PAGE))
+        mine, theirs = self.pieces.setdefault(id(one), ([], []))
+        if self.later.take_later(lambda: mine.extend(one.take(self.later)), one.wanted):
+            one.era = self.later.era
+            theirs.extend(one.take(self.now))  # What was certain comes true.
+            self.tenants.append(one)
+
+    @precondition(lambda self: self.tenants)
+    @rule(data=st.data(), pages=st.integers(1, 2))
+    def take_pages(self, data: st.DataObject, pages: int) -> None:
+        one = self.tenants[data.draw(st.integers(0, len(self.tenants) - 1))]
+        mine, theirs = self.pieces[id(one)]
+        wanted = Wanted(0, pages, 0)
+        if self.later.take_later(lambda: mine.extend(self._pages(self.later, pages)), wanted):
+            theirs.extend(self._pages(self.now, pages))
+            one.pages += pages
+
+    @staticmethod
+    def _pages(frames: FrameAllocator, count: int) -> list[tuple[int, int]]:
+        return [frames.allocate(PAGE, PAGE)[0] for _ in range(count)]
+
+    @precondition(lambda self: self.tenants)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        one = self.tenants.pop(data.draw(st.integers(0, len(self.tenants) - 1)))
+        mine, theirs = self.pieces.pop(id(one))
+        run, _, last = one.wanted
+        self.later.give_later(lambda: self.later.release(mine), Wanted(run, one.pages, last), one.era)
+        self.now.release(theirs)
+
+    @rule(pages=st.sampled_from([1, 511, 1500]), alignment=st.sampled_from([PAGE, LARGE]))
+    def take_at_once(self, pages: int, alignment: int) -> None:
+        try:
+            pieces = self.now.allocate(pages * PAGE, alignment)
+        except OutOfMemory:
+            with pytest.raises(OutOfMemory):
+                self.later.allocate(pages * PAGE, alignment)
+            return
+        mine = self.later.allocate(pages * PAGE, alignment)
+        assert mine == pieces
+        self.held.append((mine, pieces))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def give_at_once(self, data: st.DataObject) -> None:
+        mine, pieces = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        self.later.release(mine)
+        self.now.release(pieces)
+
+    @rule()
+    def ask(self) -> None:
+        assert self.later.free_runs() == self.now.free_runs()
+        for mine, theirs in self.pieces.values():
+            assert mine == theirs
+
+    @invariant()
+    def books_agree(self) -> None:
+        assert self.later.used_bytes == self.now.used_bytes
+        assert self.later.peak_bytes == self.now.peak_bytes
+        assert len(self.later._acts) <= MOST_PUT_OFF
+
+    def teardown(self) -> None:
+        if hasattr(self, "now"):
+            self.ask()
+
+
+TestPutOff = PutOff.TestCase
+TestPutOff.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+def test_what_comes_and_goes_with_nobody_asking_waits_in_a_short_list_and_its_bytes_are_counted():
+    frames = FrameAllocator([(LARGE, 64 * LARGE)])
+    wanted = Wanted(LARGE, 1, PAGE)
+    taken: list[tuple[int, int]] = []
+
+    def take() -> None:
+        taken.extend([(frames.allocate_run(LARGE, LARGE), LARGE), *frames.allocate(PAGE, PAGE)])
+        taken.extend(frames.allocate_last(PAGE, PAGE))
+
+    def give() -> None:
+        frames.release(list(taken))
+        taken.clear()
+
+    for _ in range(3 * MOST_PUT_OFF):
+        assert frames.take_later(take, wanted)
+        assert frames.used_bytes == LARGE + 2 * PAGE
+        frames.give_later(give, wanted, frames.era)
+        assert len(frames._acts) <= MOST_PUT_OFF
+    assert (frames.used_bytes, frames.peak_bytes) == (0, LARGE + 2 * PAGE)
+    assert frames.free_runs() == [(LARGE, 64 * LARGE)]
+
+
+def test_room_is_not_certain_where_gaps_between_pieces_could_be_too_short():
+    """Whatever first fit has done meanwhile: the run of 8 might be cut so that none of 3 is left."""
+    frames = FrameAllocator([(0, 8 * LARGE)])
+    assert frames.has_room(Wanted(3 * LARGE, 0, 0))
+    assert frames.take_later(lambda: frames.allocate(LARGE, LARGE), Wanted(LARGE, 0, 0))
+    assert not frames.has_room(Wanted(3 * LARGE, 0, 0))
+    # Once it has looked there it is.
+    assert frames.take_later(lambda: frames.allocate(3 * LARGE, LARGE), Wanted(3 * LARGE, 0, 0))
+    assert frames.free_runs() == [(4 * LARGE, 4 * LARGE)]

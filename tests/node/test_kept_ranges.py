@@ -44,3 +44,20 @@ def test_an_owner_may_let_go_while_it_is_told() -> None:
     kept.tell(0, 100)
     assert told == [10, 20, 30]
     assert kept.first == 100
+
+
+def test_an_owner_who_comes_while_another_is_told_is_told_of_the_same_access() -> None:
+    """A VM that is laid down has nested tables, which hold what lies there in another form yet."""
+    kept, heard = KeptRanges(1 << 20), []
+
+    def tables(spa: int, length: int) -> None:
+        heard.append(("tables", spa, length))
+
+    def vm(spa: int, length: int) -> None:
+        heard.append(("vm", spa, length))
+        kept.let_go(0x1000)
+        kept.keep(0x3000, 0x1000, tables)
+
+    assert kept.keep_apart(0x1000, 0x8000, vm)
+    kept.tell(0x2000, 0x4000)
+    assert heard == [("vm", 0x2000, 0x4000), ("tables", 0x3000, 0x1000)]

@@ -1,124 +1,25 @@
 """A VM that came from another host is there for whoever looks, whenever that is; until then nothing was done for it."""
 
 import copy
-import dataclasses
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_guests import SECOND, guest_spec, look, make_host, run, script, start
+from moved_guests import MARK, PLAIN, frames_of, host, move, moved, on_board
+from toy_guests import SECOND, guest_spec, look, run
 
 from node import operations as op
-from node.generation import Generation
 from node.guest import GuestState
-from node.migration_frames import NO_SESSION, PageDigests, Stream
 from node.platform import HostMode, Platform
-from node.program import Compute
 from node.unlaid_vms import UnlaidVms
 from psp.system_bus import PAGE_BYTES, RmpEntry
-
-PLAIN = Generation.PLAIN
-MARK = b"\xa5" * PAGE_BYTES
-
-
-def free_runs(frames):
-    return [(start, end - start) for start, end in zip(frames._starts, frames._ends, strict=True)]
-
-
-def works(placement, registers):
-    """Write a page, then compute for so long that only somebody else ends it."""
-    yield (op.Write(placement.base_gpa + PAGE_BYTES * (registers.r13 % 4), MARK),)
-    registers.r13 += 1
-    return Compute(0, 10**12)
-
-
-WORKS = script(works)
-
-
-def until(condition, host):
-    while not condition():
-        host.clock.env.step()
-
-
-def host(*, eager=False, **kwargs):
-    made = make_host({"works": WORKS}, **kwargs)
-    if eager:
-        made.board.unlaid.expect = lambda _: None
-    return made
-
-
-def move(source, target, spec, passing=lambda _step, _host: None):
-    """What a migration does, in one process; the target's clock goes on to where the source's is.
-
-    ``passing`` is called while the time of a step passes.
-    """
-    name, told = spec.name, []
-    source.clock.env.run(until=max(source.now_ns + 1, target.now_ns))
-    assert isinstance(source.departures.begin(name, lambda _: None), tuple)
-    target.clock.env.run(until=max(target.now_ns + 1, source.now_ns))
-    target.arrivals.prepare(spec, lambda wrong, _: told.append(wrong))
-    until(lambda: told, target)
-    source.departures.stop(name, 0, told.append)
-    passing("export", source)
-    until(lambda: len(told) > 1, source)
-    what = told[1]
-    target.clock.env.run(until=max(target.now_ns + 1, source.now_ns))
-    frames, digests = Stream(what.state, NO_SESSION), PageDigests(what.state.pages)
-    target.arrivals.complete(name, frames, digests, what.books, told.append)
-    passing("fill", target)
-    until(lambda: len(told) > 2, target)
-    assert told[0] is told[2] is None
-    target.arrivals.start(name)
-    source.departures.finish(name)
-    passing("depart", source)
-    run(source, source.now_ns + SECOND)
-    return what
-
-
-def moved(*, eager=False, turns=1):
-    """A pair of hosts between which a VM went back and forth; where it is now comes first."""
-    here, there = host(name="here"), host(name="there", eager=eager)
-    if eager:
-        here.board.unlaid.expect = lambda _: None
-    guest = start(here, "vm", PLAIN, "works")
-    run(here, SECOND)
-    for _ in range(turns):
-        move(here, there, guest.spec)
-        here, there = there, here
-    return here, there
-
-
-def frames_of(one):
-    record = one.hypervisor.launched("vm")
-    return [*record.frames, *[(spa, PAGE_BYTES) for spa in record.small], *record.tables]
-
-
-def on_board(one):
-    """All that there is of the VM, as bytes and as who runs with what."""
-    board, record = one.board, one.hypervisor.launched("vm")
-    runs = [run for spa, length in frames_of(one) for run in board.dram.resident_runs(spa, length)]
-    octets = [board.dram.read(spa, length) for spa, length in runs]
-    vmcb = board.vmcb("vm", 0)
-    mapped = vmcb.nested.translate(record.ram[0][0], record.ram[0][2])
-    running = dict(board.running._areas), set(board.running._scheduled), dict(board.running.threads)
-    return (
-        octets, dataclasses.replace(vmcb, nested=None), vmcb.nested.nested_cr3, mapped, running,
-        board.residents.at_home(vmcb), board.backing("vm"), registers(one), one.now_ns,
-        board.dram.resident_bytes,
-    )  # fmt: skip
-
-
-def registers(one):
-    held = one.guests["vm"].vcpus[0].registers
-    return {name: getattr(held, name) for name in held.__slots__}
-
 
 LOOKS = {
     "a load of the host": lambda one: one.board.execute_host((op.HostRead(frames_of(one)[0][0], 8),)),
     "a store of the host": lambda one: one.board.execute_host((op.HostWrite(frames_of(one)[0][0] + 8, bytes(8)),)),
     "DRAM itself": lambda one: one.board.dram.read(frames_of(one)[0][0], 1),
     "a page of its tables": lambda one: one.board.dram.read(frames_of(one)[-1][0], 1),
-    "its save area": lambda one: one.board.dram.read(one.guests["vm"].vcpus[0].save_area_spa, 1),
+    "its save area": lambda one: one.board.dram.read(one.hypervisor.launched("vm").save_areas[0], 1),
     "its control block": lambda one: one.board.vmcb("vm", 0),
     "its nested table": lambda one: one.board.nested_table("vm"),
     "a mapping of the host's": lambda one: one.board.execute_host((op.NestedUnmap("vm", 1 << 40, PAGE_BYTES),)),
@@ -157,6 +58,14 @@ def test_every_way_to_look_has_it_laid_down_first(what):
     assert on_board(here) == on_board(expected)
 
 
+def test_the_first_load_of_a_page_of_its_tables_finds_what_they_hold():
+    here, _ = moved()
+    expected, _ = moved(eager=True)
+    runs = expected.board.dram.resident_runs(*frames_of(expected)[-1])
+    assert runs
+    assert [here.board.dram.read(*run) for run in runs] == [expected.board.dram.read(*run) for run in runs]
+
+
 def test_a_block_that_it_runs_finds_its_program_and_memory():
     here, _ = moved()
     guest = here.guests["vm"]
@@ -184,6 +93,7 @@ def test_one_that_goes_on_before_anybody_looks_leaves_empty_memory():
     assert there.guests["vm"].state is GuestState.DEPARTED
     assert not there.board.unlaid.vms
     assert not there.board.running._areas
+    there.board.unlaid.free_memory.end()
     assert there.board.dram.cells._kept._starts == fresh.board.dram.cells._kept._starts
 
 
@@ -211,7 +121,7 @@ def test_a_step_during_which_somebody_looks_comes_to_the_same(step):
         assert len(looked) == 1
         ends.append((
             looked, on_board(there), here.now_ns, here.board.dram.resident_bytes,
-            here.hypervisor.frames.used_bytes, free_runs(here.hypervisor.frames), here.log.close(), there.log.close(),
+            here.hypervisor.frames.used_bytes, here.hypervisor.frames.free_runs(), here.log.close(), there.log.close(),
         ))  # fmt: skip
     assert ends[0] == ends[1]
 
@@ -233,7 +143,7 @@ def test_a_record_that_is_asked_for_says_what_an_eager_hypervisor_s_says_and_the
         assert len(records) == 1
         ends.append((
             records, on_board(there), here.now_ns, here.board.dram.resident_bytes,
-            here.hypervisor.frames.used_bytes, free_runs(here.hypervisor.frames), here.log.close(), there.log.close(),
+            here.hypervisor.frames.used_bytes, here.hypervisor.frames.free_runs(), here.log.close(), there.log.close(),
         ))  # fmt: skip
     assert ends[0] == ends[1]
 
@@ -267,16 +177,16 @@ def test_a_place_that_is_not_there_in_one_piece_is_found_or_refused_as_ever(take
     for eager in (False, True):
         target = host(eager=eager)
         frames = target.hypervisor.frames
-        for spa, length in free_runs(frames):
+        for spa, length in frames.free_runs():
             if taken == "frames":  # All but less than the VM needs.
                 assert frames.allocate(length - (48 << 20), PAGE_BYTES)
             else:  # Every run ends in the middle of the VM.
                 for at in range(spa + (40 << 20), spa + length - (40 << 20), 40 << 20):
-                    index = next(i for i, (start, size) in enumerate(free_runs(frames)) if start <= at < start + size)
+                    index = next(i for i, (start, size) in enumerate(frames.free_runs()) if start <= at < start + size)
                     frames._cut(index, at, at + PAGE_BYTES)
         target.arrivals.prepare(guest_spec("vm", PLAIN, "works"), lambda wrong, _: wrongs.append(wrong))
         run(target, target.now_ns + SECOND)
-        wrongs.append((free_runs(frames), frames.used_bytes, frames.peak_bytes))
+        wrongs.append((frames.free_runs(), frames.used_bytes, frames.peak_bytes))
     assert wrongs[: len(wrongs) // 2] == wrongs[len(wrongs) // 2 :]
     assert (wrongs[0] is None) == (taken == "one page")
 

@@ -1,0 +1,94 @@
+"""Whether anybody does anything in a host's free memory: as long as nobody does, it is empty, and the host's to write.
+
+Who relies on that need not know which free frames are whose. Kept ranges (``node.kept_ranges``) lie over all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from node.dimm_cells import MachineCheck
+from node.rmp_faults import RmpFault
+from psp.system_bus import PAGE_BYTES
+
+if TYPE_CHECKING:
+    from node.board import Board
+    from node.frame_allocator import FrameAllocator, Pieces
+
+
+def may_be_written(board: Board, spa: int, length: int) -> bool:
+    """Whether a store of the host to whole pages would be let through."""
+    controller, rmp = board.controller, board.rmp
+    if (spa | length) % PAGE_BYTES or spa < 0 or length <= 0:
+        return False
+    try:
+        if spa + length > controller.answers_to:
+            controller.expect(spa, length)
+        if rmp is not None:
+            rmp.check_host_write(spa, length)
+    except (MachineCheck, RmpFault):
+        return False
+    return True
+
+
+class FreeMemoryWatch:
+    """That of one board. ``over`` is called when it ends, before whatever ends it is done."""
+
+    def __init__(self, board: Board, over: Callable[[], None]) -> None:
+        self._board = board
+        self._over = over
+        self.frames: FrameAllocator | None = None
+        """The hypervisor's, where there is one to watch for."""
+        self.starts: list[int] = []
+        """Where the ranges begin; none unless it is on."""
+        self._rmp_changes = 0
+        """Of the RMP, when they were found to be the host's."""
+
+    def goes_on(self) -> bool:
+        """Whether it is on and has seen nothing; else it ends. Changes of the RMP elsewhere end it, too."""
+        rmp = self._board.rmp
+        if self.starts and rmp is not None and rmp.checks.changes != self._rmp_changes:
+            self.end()
+        return bool(self.starts)
+
+    def begin(self) -> bool:
+        """Begin it; False where free memory is not empty, or not the host's to write."""
+        frames, rmp = self.frames, self._board.rmp
+        if frames is None:
+            return False
+        if rmp is not None:
+            self._rmp_changes = rmp.checks.changes
+        frames.released = self._add
+        self._add(frames.free_runs())
+        if not self.starts:
+            frames.released = None
+        return bool(self.starts)
+
+    def end(self) -> None:
+        """End it, unless it is not on."""
+        if not self.starts:
+            return
+        assert self.frames is not None
+        self.frames.released = None
+        self._board.dram.cells.let_go_all(self.starts)
+        self.starts = []
+        self._over()
+
+    def _add(self, pieces: Pieces) -> None:
+        for spa, length in pieces:
+            if not self._is_untouched(spa, length):
+                self.end()
+                return
+            self.starts.append(spa)
+
+    def _is_untouched(self, spa: int, length: int) -> bool:
+        """Keep a range, if that is true of it."""
+        board = self._board
+        rmp = board.rmp
+        if rmp is not None and not rmp.checks.are_without_entries(spa, length):
+            return False  # Of entries that lie in DRAM nobody would hear.
+        return may_be_written(board, spa, length) and board.dram.cells.keep_blank(spa, length, self._touched)
+
+    def _touched(self, _spa: int, _length: int) -> None:
+        self.end()  # Who turns out to be there is told next.
