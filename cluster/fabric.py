@@ -5,7 +5,8 @@ order. Where several flows meet, rates change only at multiples of the grid, a
 property of the model (TCP needs many round trips to find a share); a flow that
 starts in between takes what its links have left until then, and what an ending
 flow leaves is given away at the next grid point. Starts and ends are exact. A
-flow alone on its links has its final rate at once, so it needs no grid point.
+flow alone on its links has its final rate at once, so it needs no grid point,
+and nobody keeps books of it until another comes.
 
 Max-min by progressive filling (Bertsekas and Gallager, Data Networks, 6.5.2),
 only for flows that are connected with a change through common links.
@@ -13,8 +14,8 @@ only for flows that are connected with a change through common links.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable
+from heapq import heappop, heappush
 
 from cluster.entity import NEVER
 from cluster.topology import Topology
@@ -30,20 +31,32 @@ Name = int | str
 class _Link:
     """One link of the topology, and what is on it."""
 
-    __slots__ = ("capacity", "flows", "used_bytes", "used_rate")
+    __slots__ = ("capacity", "flows", "occupant", "used_rate")
 
     def __init__(self, capacity: float) -> None:
         self.capacity = capacity
+        self.occupant: _Flow | None = None
+        """A flow that is on it, None for none."""
         self.flows: dict[Name, _Flow] = {}
+        """All that are; none while the occupant has all of its links to itself."""
         self.used_rate = 0.0
-        self.used_bytes = 0.0
-        """What it has carried for flows that are over."""
+        """Of these."""
+
+
+class _Path:
+    """The links from one host to another, and what flows that are over have sent from the one to the other."""
+
+    __slots__ = ("links", "sent_bytes")
+
+    def __init__(self, links: tuple[_Link, ...]) -> None:
+        self.links = links
+        self.sent_bytes = 0.0
 
 
 class _Flow:
-    __slots__ = ("cap", "epoch", "name", "number", "path", "rate", "remaining", "size", "updated_ns")
+    __slots__ = ("cap", "end_ns", "name", "number", "path", "rate", "remaining", "size", "updated_ns")
 
-    def __init__(self, name: Name, number: int, path: tuple[_Link, ...], size: float, cap: float, now_ns: int) -> None:
+    def __init__(self, name: Name, number: int, path: _Path, size: float, cap: float, now_ns: int) -> None:
         self.name = name
         self.number = number
         self.path = path
@@ -51,8 +64,8 @@ class _Flow:
         self.cap = cap
         self.rate = 0.0
         self.updated_ns = now_ns
-        self.epoch = 0
-        """Counts its rates; -1 when it is over."""
+        self.end_ns = NEVER
+        """When it ends at this rate; -1 when it is over."""
 
 
 class Fabric:
@@ -66,11 +79,12 @@ class Fabric:
         self._topology = topology
         self._grid_ns = reshare_grid_ns
         self._links = [_Link(link.bytes_per_s) for link in topology.links]
-        self._paths: dict[tuple[str, str], tuple[_Link, ...]] = {}
+        self._paths: dict[tuple[str, str], _Path] = {}
         """Of pairs of hosts that somebody has sent between."""
         self._flows: dict[Name, _Flow] = {}
-        self._ends: list[tuple[int, int, int, _Flow]] = []
-        """(time, flow's number, epoch, flow): when each ends, if it has that epoch still."""
+        nobody = _Flow("", 0, _Path(()), 0.0, 0.0, 0)
+        self._ends: list[tuple[int, int, _Flow]] = [(NEVER, 0, nobody)]
+        """(time, flow's number, flow): when each ends, if it still does; nobody's is always there, to be the first."""
         self._changed: dict[_Link, None] = {}
         """Links whose flows are not the ones that were shared out last, in the order of the changes."""
         self._grid_point_ns = NEVER
@@ -84,12 +98,11 @@ class Fabric:
     @property
     def used_bytes(self) -> list[float]:
         """Bytes that every link has carried for flows that are over."""
-        return [link.used_bytes for link in self._links]
+        return [sum([one.sent_bytes for one in self._paths.values() if link in one.links]) for link in self._links]
 
-    def _path(self, source: str, destination: str) -> tuple[_Link, ...]:
-        path = tuple([self._links[number] for number in self._topology.path(source, destination)])
-        self._paths[source, destination] = path
-        return path
+    def _path(self, source: str, destination: str) -> _Path:
+        path = _Path(tuple([self._links[number] for number in self._topology.path(source, destination)]))
+        return self._paths.setdefault((source, destination), path)
 
     def start(
         self, name: Name, source: str, destination: str, size_bytes: float, now_ns: int, cap_bytes_per_s: float = 0.0
@@ -99,21 +112,31 @@ class Fabric:
         self._started += 1
         size_bytes = size_bytes if size_bytes > 0.0 else 0.0
         flow = self._flows[name] = _Flow(name, self._started, path, size_bytes, cap_bytes_per_s or _NO_CAP, now_ns)
-        rate, shared = flow.cap, False
-        for link in path:
-            free = link.capacity - link.used_rate
-            if free < rate:
-                rate = free
-            if link.flows:
-                shared = True
-            link.flows[name] = flow
-        end_ns = self._set_rate(flow, rate if rate > 0.0 else 0.0, now_ns)
-        if shared:
-            self._mark(path, now_ns)
-        # Nothing else has changed.
-        next_ns = end_ns if end_ns < self._grid_point_ns else self._grid_point_ns
-        if next_ns < self.next_event_ns:
-            self.next_event_ns = next_ns
+        rate = flow.cap
+        for link in path.links:
+            if link.occupant is not None:
+                rate = self._join(flow, now_ns)
+                break
+            if link.capacity < rate:
+                rate = link.capacity
+        else:
+            for link in path.links:
+                link.occupant = flow
+        end_ns = self._go_on(flow, rate, now_ns)
+        if end_ns < self.next_event_ns:
+            self.next_event_ns = end_ns
+
+    def _join(self, flow: _Flow, now_ns: int) -> float:
+        """Put a flow beside others: the rate that they leave it until the next grid point."""
+        links = flow.path.links
+        self._mark(links, now_ns)
+        rate = max(0.0, min(flow.cap, *[link.capacity - link.used_rate for link in links]))
+        for link in links:
+            link.occupant = flow
+            link.flows[flow.name] = flow
+            link.used_rate += rate
+        self.next_event_ns = min(self.next_event_ns, self._grid_point_ns)
+        return rate
 
     def cancel(self, name: Name, now_ns: int) -> float:
         """Break a flow off; the bytes that it moved."""
@@ -139,8 +162,8 @@ class Fabric:
         ends = self._ends
         while (at_ns := self.next_event_ns) <= now_ns:
             # What ends at a grid point frees its share before that is given away.
-            if ends and ends[0][0] == at_ns:
-                flow = heapq.heappop(ends)[3]
+            if ends[0][0] == at_ns:
+                flow = heappop(ends)[2]
                 flow.remaining = 0.0
                 self._take_out(flow, at_ns)
                 ended.append(flow.name)
@@ -151,52 +174,59 @@ class Fabric:
 
     def _look_ahead(self) -> None:
         ends, next_ns = self._ends, self._grid_point_ns
-        while ends:
-            end_ns, _, epoch, flow = ends[0]
-            if flow.epoch == epoch:
-                if end_ns < next_ns:
-                    next_ns = end_ns
-                break
-            heapq.heappop(ends)
-        self.next_event_ns = next_ns
+        while (first := ends[0])[0] != first[2].end_ns:
+            heappop(ends)
+        self.next_event_ns = first[0] if first[0] < next_ns else next_ns
 
     def _take_out(self, flow: _Flow, now_ns: int) -> None:
-        name, moved, others = flow.name, flow.size - flow.remaining, False
-        del self._flows[name]
-        flow.epoch = -1
-        for link in flow.path:
-            del link.flows[name]
-            link.used_bytes += moved
+        path = flow.path
+        del self._flows[flow.name]
+        flow.end_ns = -1
+        path.sent_bytes += flow.size - flow.remaining
+        for link in path.links:
             if link.flows:
-                link.used_rate -= flow.rate
-                others = True
-            else:
-                link.used_rate = 0.0  # An empty link carries exactly nothing, whatever rounding left.
-        if others:
-            self._mark(flow.path, now_ns)
+                self._leave(flow, now_ns)
+                break
+            link.occupant = None
 
-    def _mark(self, path: Iterable[_Link], now_ns: int) -> None:
-        self._changed.update(dict.fromkeys(path))
+    def _leave(self, flow: _Flow, now_ns: int) -> None:
+        """Take a flow out from among others."""
+        links = flow.path.links
+        for link in links:
+            del link.flows[flow.name]
+            link.occupant = next(iter(link.flows.values()), None)
+            # An empty link carries exactly nothing, whatever rounding left.
+            link.used_rate = link.used_rate - flow.rate if link.flows else 0.0
+        if any(link.flows for link in links):
+            self._mark(links, now_ns)
+
+    def _mark(self, links: Iterable[_Link], now_ns: int) -> None:
+        """The flows of these links change: shares are given out anew at the next grid point."""
+        for link in links:
+            self._changed[link] = None
+            alone = link.occupant
+            if alone is not None and not link.flows:
+                for one in alone.path.links:
+                    one.flows[alone.name] = alone
+                    one.used_rate = alone.rate
         self._grid_point_ns = min(self._grid_point_ns, -(-now_ns // self._grid_ns) * self._grid_ns)
 
     def _bring_up(self, flow: _Flow, now_ns: int) -> None:
         flow.remaining = max(0.0, flow.remaining - flow.rate * (now_ns - flow.updated_ns) / _NS)
         flow.updated_ns = now_ns
 
-    def _set_rate(self, flow: _Flow, rate: float, now_ns: int) -> int:
+    def _go_on(self, flow: _Flow, rate: float, now_ns: int) -> int:
         """Have a flow go on at a rate; when it ends so."""
-        more = rate - flow.rate
-        for link in flow.path:
-            link.used_rate += more
         flow.rate = rate
-        flow.epoch += 1
         if flow.remaining <= 0.0 or rate == _NO_CAP:
             end_ns = now_ns
         elif rate <= 0.0:
+            flow.end_ns = NEVER
             return NEVER
         else:
             end_ns = now_ns - int(-flow.remaining * _NS / rate // 1)
-        heapq.heappush(self._ends, (end_ns, flow.number, flow.epoch, flow))
+        flow.end_ns = end_ns
+        heappush(self._ends, (end_ns, flow.number, flow))
         return end_ns
 
     def _reshare(self, now_ns: int) -> None:
@@ -208,7 +238,9 @@ class Fabric:
         rates = self._max_min(flows)
         for name, flow in flows.items():
             if rates[name] != flow.rate:
-                self._set_rate(flow, rates[name], now_ns)
+                for link in flow.path.links:
+                    link.used_rate += rates[name] - flow.rate
+                self._go_on(flow, rates[name], now_ns)
 
     def _connected(self, links: Iterable[_Link]) -> dict[Name, _Flow]:
         """Flows that share links with the given ones, directly or through others, oldest first."""
@@ -219,7 +251,7 @@ class Fabric:
             for name, flow in todo.pop().flows.items():
                 if name not in found:
                     found[name] = flow
-                    for link in flow.path:
+                    for link in flow.path.links:
                         if link not in seen:
                             seen[link] = None
                             todo.append(link)
@@ -230,7 +262,7 @@ class Fabric:
         rates: dict[Name, float] = {}
         members: dict[_Link, int] = {}
         for flow in flows.values():
-            for link in flow.path:
+            for link in flow.path.links:
                 members[link] = members.get(link, 0) + 1
         left = {link: link.capacity for link in members}
         rest = dict(flows)
@@ -241,12 +273,12 @@ class Fabric:
             # Links that are full at this level; a little above it too, since sums round.
             full = {link for link, count in members.items() if count and left[link] / count <= level * (1 + 1e-12)}
             frozen = [
-                name for name, flow in rest.items() if flow.cap <= level or not full.isdisjoint(flow.path)
+                name for name, flow in rest.items() if flow.cap <= level or not full.isdisjoint(flow.path.links)
             ] or list(rest)
             for name in frozen:
                 flow = rest.pop(name)
                 rates[name] = min(level, flow.cap)
-                for link in flow.path:
+                for link in flow.path.links:
                     left[link] = max(0.0, left[link] - rates[name])
                     members[link] -= 1
         return rates
