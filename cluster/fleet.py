@@ -129,6 +129,7 @@ def _control_plane(scenario: Scenario, arriving: tuple[Order, ...], placement: F
         connections=moving.connections,
         post_copy_at_once=moving.mode == "post-copy",
         fault_ns=costs["migration.post_copy_fault_ns"],
+        fresh_miss_share=costs["migration.fresh_miss_share"],
         # The source turns its dirty log on while the target touches memory.
         setup_ns_per_gib=max(
             costs["migration.start_log_ns_per_gib"], costs["migration.prefault_ns_per_gib"] if moving.prefault else 0.0

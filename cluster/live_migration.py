@@ -26,7 +26,7 @@ from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
 from cluster.post_copy import destroyed, drain, drained, lose, paced, say_pace
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
-from node.dirty_rates import pools_of
+from node.dirty_rates import Reads, pools_of
 from node.identity_cache import IdentityCache
 from node.migration_frames import PageDigests, Stream, bytes_of
 from node.migration_refusal import MigrationRefusal
@@ -352,7 +352,7 @@ class LiveMigrations:
 
     def on_stopped(
         self, one: Migration, now_ns: int, frames: Stream | tuple[bytes, ...], digests: PageDigests | bytes,
-        books: tuple[Any, ...], written_pages: int, stopped_ns: int, unsent_pages: int,
+        books: tuple[Any, ...], written_pages: int, stopped_ns: int, unsent_pages: int, reads: tuple[Any, ...],
     ) -> None:  # fmt: skip
         """The VM stands still: what is still dirty goes over now."""
         if not self.step(one, Event.STOPPED, now_ns):
@@ -367,6 +367,7 @@ class LiveMigrations:
         if one.guest.migration_handler and not self.settings.handler_believes_log:
             left = one.precopy.memory_bytes
         if one.ahead:
+            one.precopy.reads = Reads(*reads)
             one.pulled_bytes, left = left, 0
         one.unsent_zero_bytes = one.precopy.unsent_zeros(one.zero_bytes)
         one.final_bytes = left + one.guest.vcpus * VMSA_BYTES

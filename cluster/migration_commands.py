@@ -27,7 +27,7 @@ def _keep(live: LiveMigrations, one: Migration) -> None:
 
 def _stop(live: LiveMigrations, one: Migration) -> None:
     assert one.precopy is not None
-    live.send(one.source, Command.STOP, (one.number, one.order.vm, one.precopy.began_ns))
+    live.send(one.source, Command.STOP, (one.number, one.order.vm, one.precopy.began_ns, one.ahead))
 
 
 def _come(live: LiveMigrations, one: Migration) -> None:

@@ -279,8 +279,9 @@ class MigrationPort:
 
         side.copy(vm, pages, done)
 
-    def _stop(self, known: _Known, number: int, vm: str, since_ns: int) -> None:
+    def _stop(self, known: _Known, number: int, vm: str, since_ns: int, ahead: bool) -> None:
         known.said = None
+        reads = tuple(self._host.departures.reads(vm)) if ahead else ()
 
         def failed(why: str) -> None:
             self._say(known, "stays", (number, _NAMES.get(why, "NOT_SENT"), why))
@@ -296,7 +297,7 @@ class MigrationPort:
                 known, Report.STOPPED,
                 (
                     number, Stream(state, known.peer), PageDigests(state.pages), stopped.books.body(),
-                    stopped.written_pages, stopped.stopped_ns, stopped.unsent_pages,
+                    stopped.written_pages, stopped.stopped_ns, stopped.unsent_pages, reads,
                 ),
             )  # fmt: skip
 

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from cluster.units import DURATION
 from cluster.unsent_memory import Unsent, all_unsent
-from node.dirty_rates import Pool
+from node.dirty_rates import NO_READS, Pool
 from psp.system_bus import PAGE_BYTES
 
 _GIB = 1 << 30
@@ -63,6 +63,8 @@ class PrecopySettings:
     """Start the VM at the target before any of its memory is there."""
     fault_ns: float = 0.0
     """What a page costs its vCPU that is touched at the target before it came."""
+    fresh_miss_share: float = 1.0
+    """Of a guest's TLB misses, how many are for a page anywhere in what it reads all over."""
     setup_ns_per_gib: float = 0.0
     """From when both hosts are ready to the first byte, for each GiB of the guest."""
     bandwidth_bytes_per_s: float = 0.0
@@ -190,6 +192,13 @@ class Round(NamedTuple):
         return self.written_bytes * 1e9 / max(1, self.ended_ns - self.read_ns)
 
 
+class _Touched(NamedTuple):
+    """Bytes that are touched all over, written or read, and how many a second in whole pages."""
+
+    working_set_bytes: int
+    touched_bytes_per_s: float
+
+
 class Verdict(StrEnum):
     """What follows a round."""
 
@@ -229,6 +238,8 @@ class Precopy:
         self._carried_before: tuple[float, int] | None = None
         """The same without a round that was broken off."""
         self._hot_rounds = 0
+        self.reads = NO_READS
+        """What the guest read all over when it was stopped, to run ahead of its memory."""
         self.throttle = 0.0
         """The share of their time that the vCPUs are to stand still."""
 
@@ -321,32 +332,42 @@ class Precopy:
         """Pages that have not come and that the guest would touch, after it has run for so long at its full pace."""
         return sum([
             share * pool.working_set_bytes / PAGE_BYTES * _untouched(pool, touched_ns)
-            for pool, share in self._missing_of(missing_bytes) if pool.write_bytes_per_s
+            for pool, share in self._missing_of(missing_bytes) if pool.touched_bytes_per_s
         ])  # fmt: skip
 
-    def _missing_of(self, missing_bytes: int) -> list[tuple[Pool, float]]:
-        """Each pool, and the share of it that is missing where so much is: it comes evenly from all that was left."""
-        left = self._left()
+    def _missing_of(self, missing_bytes: int) -> list[tuple[_Touched, float]]:
+        """Each pool, and the share of it that is missing where so much is: it comes evenly from all that was left.
+
+        What is read alone lies in memory that nobody writes, of which all of one kind is left alike.
+        """
+        left, each = self._left(), self._settings.fresh_miss_share
         missing = min(1.0, missing_bytes / max(1.0, left.total))
-        return [
-            (pool, missing * min(1.0, size / pool.working_set_bytes))
-            for pool, size in zip(self._pools, left.of_pools, strict=True)
+        read = self.reads.of_pools or (0.0,) * len(self._pools)
+        found = [
+            (_Touched(size, written + each * more), missing * min(1.0, unsent / size))
+            for (size, written), unsent, more in zip(self._pools, left.of_pools, read, strict=True)
         ]
+        if self.reads.beside and left.of_rest:
+            rest = self.memory_bytes - sum([pool.working_set_bytes for pool in self._pools])
+            share = missing * min(1.0, left.of_rest / rest)
+            found += [(_Touched(size, each * more), share) for size, more in self.reads.beside]
+        return found
 
     def faults_while(
         self, missing_bytes: int, took_ns: int, pace: float = 1.0, until_ns: int | None = None, touched_ns: float = 0.0
     ) -> float:
         """Pages that the guest touches before they come, while what is missing comes in an even stream.
 
-        Of a pool of W that is written at a rate D a page is first touched at time t with density (D/W) exp(-D t / W),
-        and is missing still with probability (1 - t/T) times the missing share of the pool. That is summed up to the
-        end of the stream, or for so long. What it has touched in ``touched_ns`` at its full pace before is there.
+        Of a pool of W that is touched, written or read, at a rate D a page is first touched at time t with density
+        (D/W) exp(-D t / W), and is missing still with probability (1 - t/T) times the missing share of the pool. That
+        is summed up to the end of the stream, or for so long. What it has touched in ``touched_ns`` at its full pace
+        before is there.
         """
         took_s = took_ns * 1e-9
         passed = 1.0 if until_ns is None else min(1.0, until_ns / took_ns)
         faults = 0.0
         for pool, share in self._missing_of(missing_bytes):
-            x = pace * pool.write_bytes_per_s * took_s / pool.working_set_bytes
+            x = pace * pool.touched_bytes_per_s * took_s / pool.working_set_bytes
             y = x * passed
             gone = math.exp(-y)
             touched = 1.0 - gone - (1.0 - gone * (1.0 + y)) / x if x else 0.0
@@ -449,6 +470,6 @@ class Precopy:
         return Verdict.NEXT
 
 
-def _untouched(pool: Pool, touched_ns: float) -> float:
+def _untouched(pool: _Touched, touched_ns: float) -> float:
     """The share of a pool that was not touched in a time."""
-    return math.exp(-pool.write_bytes_per_s * touched_ns * 1e-9 / pool.working_set_bytes)
+    return math.exp(-pool.touched_bytes_per_s * touched_ns * 1e-9 / pool.working_set_bytes)

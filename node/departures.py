@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from node.contention import NEVER_NS
 from node.device_notice import Told
 from node.dirty_log import DirtyLog
-from node.dirty_rates import LONGEST_LOOK_NS, LOOK_NS, DirtyRates, Pool
+from node.dirty_rates import LONGEST_LOOK_NS, LOOK_NS, DirtyRates, Pool, Reads
 from node.event_log import ChainEnd
 from node.guest import GONE, Guest, GuestState
 from node.guest_books import GuestBooks
@@ -139,6 +139,12 @@ class Departures:
     def statement(self, name: str) -> tuple[Pool, ...]:
         """The pools of a VM that is leaving, as they are now."""
         return self.under_way[name].rates.statement()
+
+    def reads(self, name: str) -> Reads:
+        """What a VM that is leaving reads all over, as it does now."""
+        departure = self.under_way[name]
+        self._host.contention.advance(self._host.clock.now_ns)
+        return departure.rates.reads(departure.guest)
 
     def zero_pages(self, name: str) -> tuple[int, int]:
         """Bytes of a leaving VM's memory that are held, and how many of them are pages of zeros."""

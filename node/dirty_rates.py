@@ -15,6 +15,7 @@ from node.guest import Guest
 from node.identity_cache import IdentityCache
 from node.program import Demand
 from node.vcpu import Vcpu, VcpuState
+from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 LOOK_NS = 100_000_000
 """Least time between two looks; QEMU estimates anew about as often."""
@@ -31,6 +32,18 @@ class Pool(NamedTuple):
 
     working_set_bytes: int
     write_bytes_per_s: float
+
+
+class Reads(NamedTuple):
+    """What a VM reads all over, in whole pages touched for the first time or again."""
+
+    of_pools: tuple[float, ...] = ()
+    """Bytes a second of each pool that it writes; empty for a VM that reads nothing that matters."""
+    beside: tuple[tuple[int, float], ...] = ()
+    """Bytes that nobody writes and that are read all over, and how many a second."""
+
+
+NO_READS = Reads()
 
 
 def pools_of(bodies: tuple[tuple[int, float], ...]) -> tuple[Pool, ...]:
@@ -62,6 +75,23 @@ class DirtyRates:
         """What was stated last."""
         new = tuple.__new__
         return tuple([new(Pool, (size, rate)) for (_, size, _), rate in zip(self._pools, self._stated, strict=True)])
+
+    def reads(self, guest: Guest) -> Reads:
+        """What the VM reads at this very moment: a page, or what one of its TLB entries maps, for each TLB miss."""
+        places = {(vcpu.index, size): at for at, (vcpu, size, _) in enumerate(self._pools)}
+        of_pools, beside = [0.0] * len(self._pools), []
+        for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
+            if vcpu.state is not _COMPUTING or not (demand := demands[vcpu.registers.r14]).read_set_bytes:
+                continue
+            instructions_per_s = self._contention.rate_per_ns(vcpu.slot) * 1e9
+            page_bytes = LARGE_PAGE_BYTES if demand.large_pages else PAGE_BYTES
+            rate = instructions_per_s * demand.tlb_misses_per_kilo_instruction / 1000.0 * page_bytes
+            written = 0 if demand.reads_apart else min(demand.written_set_bytes, demand.read_set_bytes)
+            if written:
+                of_pools[places[vcpu.index, demand.written_set_bytes]] += rate * written / demand.read_set_bytes
+            if only_read := demand.read_set_bytes - written:
+                beside.append((only_read, rate * only_read / demand.read_set_bytes))
+        return Reads(tuple(of_pools), tuple(beside))
 
     def is_stale(self) -> bool:
         """Whether the rates of this moment are far from what was stated."""

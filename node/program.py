@@ -46,6 +46,10 @@ class Demand:
     """Loads that its own caches do not hold: what would miss without an LLC. 0 for as many as miss with one."""
     llc_working_set_bytes: int = 0
     """Scale of its miss curve m(o) = m_inf + (m_0 - m_inf) exp(-o / this); 0 for one that no neighbour changes."""
+    read_set_bytes: int = 0
+    """How much memory it reads all over, a page at each TLB miss; what it writes all over lies in it."""
+    reads_apart: bool = False
+    """What it writes all over is other memory than what it reads."""
 
 
 class Registers:

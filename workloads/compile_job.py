@@ -109,7 +109,8 @@ class CompileJob:
     @property
     def demands(self) -> tuple[Demand, ...]:
         """One steady phase."""
-        return (replace(DEMAND, written_set_bytes=self.parameters.private_bytes),)
+        size = self.parameters.private_bytes
+        return (replace(DEMAND, written_set_bytes=size, read_set_bytes=size),)
 
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:

@@ -105,8 +105,9 @@ class Stream:
 
     @property
     def demands(self) -> tuple[Demand, ...]:
-        """One steady phase, whose sweeps write one array and then the other."""
-        return (replace(DEMAND, written_set_bytes=2 * self.parameters.array_bytes),)
+        """One steady phase, whose sweeps write one array and then the other, and read those and the third."""
+        size = self.parameters.array_bytes
+        return (replace(DEMAND, written_set_bytes=2 * size, read_set_bytes=3 * size),)
 
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:

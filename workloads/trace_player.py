@@ -198,7 +198,9 @@ class TracePlayer:
     def demands(self) -> tuple[Demand, ...]:
         """One for each share from 1 to 100: the same work, no faster than the share allows."""
         mine = self.parameters
-        return _capped_demands(mine.mhz, mine.written_set_bytes or mine.working_set_bytes, mine.written_bytes_per_s)
+        own, written = mine.working_set_bytes, mine.written_set_bytes
+        read = own if mine.touches_per_step else 0
+        return _capped_demands(mine.mhz, written or own, mine.written_bytes_per_s, read, bool(written))
 
     @property
     def blocks(self) -> Mapping[int, Callable[[Registers], Block]]:
@@ -283,7 +285,9 @@ _phase = lru_cache(maxsize=4096)(Compute)
 
 
 @lru_cache(maxsize=64)
-def _capped_demands(mhz: int, written_bytes: int, written_per_s: int) -> tuple[Demand, ...]:
+def _capped_demands(
+    mhz: int, written_bytes: int, written_per_s: int, read_bytes: int, reads_apart: bool
+) -> tuple[Demand, ...]:
     full_per_s = float(mhz * 1000 * INSTRUCTIONS_PER_KILO_CYCLE)
     play = replace(_DEMAND, written_bytes_per_kilo_instruction=1000.0 * written_per_s / full_per_s)
     return tuple(
@@ -292,6 +296,8 @@ def _capped_demands(mhz: int, written_bytes: int, written_per_s: int) -> tuple[D
             name=f"play {level} %",
             max_instructions_per_s=full_per_s * level / FULL,
             written_set_bytes=written_bytes,
+            read_set_bytes=read_bytes,
+            reads_apart=reads_apart,
         )
         for level in range(1, FULL + 1)
     )

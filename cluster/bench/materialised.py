@@ -31,7 +31,8 @@ from psp.system_bus import PAGE_BYTES
 from workloads.trace_player import pack_runs
 
 BY_HANDLER = "SEV_SNP, by a handler in its SVSM"
-WAYS = (*[one.name for one in Generation], BY_HANDLER)
+AHEAD = "PLAIN, ahead of its memory"
+WAYS = (*[one.name for one in Generation], BY_HANDLER, AHEAD)
 """How a machine is protected, and what moves it where there are several."""
 VM = "vm"
 MEMORY_BYTES = 64 << 20
@@ -43,10 +44,11 @@ _PIECE_BYTES = 1 << 20
 _WRITES = {"written_set_bytes": 24 << 20, "written_bytes_per_s": 800_000_000}
 _WORKLOAD = {
     "workload": "trace-player",
-    "parameters": {"fragments": pack_runs([(10_000, 100)]), "step_ms": 10_000, "working_set_bytes": 4096,
+    "parameters": {"fragments": pack_runs([(10_000, 100)]), "step_ms": 10_000, "working_set_bytes": 1 << 20,
                    "touches_per_step": 1, **_WRITES},
 }  # fmt: skip
-"""It writes all over a part of its memory all the time, of which nothing but the books know."""
+"""It writes all over a part of its memory all the time, of which nothing but the books know, and reads another."""
+_OF_WAYS = {BY_HANDLER: Generation.SEV_SNP, AHEAD: Generation.PLAIN}
 _QUICK = {"psp.send_update_ns_per_kib": 500.0, "psp.receive_update_ns_per_kib": 500.0}
 
 
@@ -79,7 +81,7 @@ def both(way: str, firmware: Path, most_bytes: int = MEMORY_BYTES) -> tuple[dict
 def one_move(way: str, firmware: Path) -> dict[str, Any]:
     """One machine and its move."""
     by_handler = way == BY_HANDLER
-    generation = Generation.SEV_SNP if by_handler else Generation[way]
+    generation = _OF_WAYS.get(way) or Generation[way]
     by_agent = CAPABILITIES[generation].rmp and not by_handler
     # Without an RMP firmware's own pages need no lending, which takes the machine that models it as long again.
     product = {Generation.SEV_TIO: "Turin", Generation.SEV_SNP: "Milan"}.get(generation, "Rome")
@@ -92,7 +94,8 @@ def one_move(way: str, firmware: Path) -> dict[str, Any]:
                  "start": "running", "host": "host-1", "firmware": "auto" if by_handler else str(firmware),
                  "migration_agent": by_agent,
                  "migration_handler": by_handler, "svsm": by_handler}],
-        "migrations": [{"vm": VM, "at": "1 s"}], "migration": {"downtime_limit": "30 ms"},
+        "migrations": [{"vm": VM, "at": "1 s"}],
+        "migration": {"downtime_limit": "30 ms", **({"mode": "post-copy"} if way == AHEAD else {})},
     }  # fmt: skip
 
 

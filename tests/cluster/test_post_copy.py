@@ -12,7 +12,7 @@ from cluster.hand_over import Report
 from cluster.migration import Migration, MigrationOrder
 from cluster.post_copy import paced
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
-from node.dirty_rates import Pool
+from node.dirty_rates import Pool, Reads
 from workloads.trace_player import pack_runs
 
 GIB, S = 1 << 30, 10**9
@@ -77,6 +77,54 @@ def test_faults_by_the_formula_are_those_of_a_sum_over_small_steps() -> None:
             first = density * math.exp(-density * t) * (pool.working_set_bytes / 4096) * took_s / steps
             expected += first * (1 - t / took_s) * 0.5
     assert one.faults_while(2 * GIB, int(took_s * S)) == pytest.approx(expected, rel=1e-3)
+
+
+def reader(size: int, touches: int = 1) -> dict[str, Any]:
+    """A guest that reads a set all over and writes one page alone."""
+    return writer(4096, 4096) | {"parameters": writer(4096, 4096)["parameters"] | {
+        "working_set_bytes": size, "touches_per_step": touches, "written_bytes_per_s": 1,
+    }}  # fmt: skip
+
+
+def test_pages_that_are_only_read_are_waited_for_too() -> None:
+    """At its TLB misses it comes to pages all over its set: of those so many are missing still."""
+    share, pages = 0.001, (16 << 20) // 4096
+    row, _ = moved(reader(16 << 20), POST, duration="20 s", costs={"migration.fresh_miss_share": share})
+    _, free = moved(reader(16 << 20), {"max_rounds": 1}, duration="20 s")
+    took_s = row["post_copy_ns"] / S
+    pace = 1 - row["post_copy_faults"] * 200e-6 / took_s
+    # One TLB miss in a thousand instructions, and of these one in a thousand for any page.
+    x = pace * free["instructions"] / 19 * 1e-3 * share * took_s / pages
+    assert row["post_copy_faults"] == pytest.approx(pages * (1 - (1 - math.exp(-x)) / x), rel=0.05)
+
+
+def test_who_reads_nothing_and_whose_tlb_misses_are_for_hot_pages_waits_for_none() -> None:
+    assert moved(reader(16 << 20, touches=0), POST)[0]["post_copy_faults"] <= 1
+    hot = moved(reader(16 << 20), POST, costs={"migration.fresh_miss_share": 0.0})[0]
+    assert hot["post_copy_faults"] <= 1
+    assert moved(reader(16 << 20), POST)[0]["post_copy_faults"] == pytest.approx((16 << 20) // 4096, rel=0.01)
+
+
+def test_what_is_only_read_came_with_the_first_round_where_there_was_one() -> None:
+    switch = {"timeout_per_gib": "9 s", "at_timeout": "post-copy", "max_rounds": 100, "downtime_limit": "1 ms"}
+    busy = reader(16 << 20)
+    busy["parameters"] |= {"written_set_bytes": 64 << 20, "written_bytes_per_s": 400_000_000}
+    only_writes = busy | {"parameters": busy["parameters"] | {"touches_per_step": 0}}
+    (both, _), (written, _) = moved(busy, switch), moved(only_writes, switch)
+    assert both["post_copy_bytes"] > 0
+    assert both["rounds"] > 1
+    assert both["post_copy_faults"] == written["post_copy_faults"] > 0
+
+
+def test_what_is_written_and_read_in_one_set_is_touched_as_often_as_both() -> None:
+    settings = PrecopySettings(300_000_000, 30, RoundCap.ABORT, 0.0, 0.0, fresh_miss_share=0.5)
+    reads, writes = (Precopy(4 * GIB, [Pool(GIB, rate)], settings, 0) for rate in (0.1 * GIB, 0.3 * GIB))
+    reads.reads = Reads((0.4 * GIB,), ())
+    assert reads.faults_while(2 * GIB, 7 * S) == pytest.approx(writes.faults_while(2 * GIB, 7 * S))
+    assert reads.missed_pages(2 * GIB, 3e9) == pytest.approx(writes.missed_pages(2 * GIB, 3e9))
+    # Beside it 1 GiB of the 3 that nobody writes is read as well: as much as another pool of that size.
+    reads.reads = Reads((0.4 * GIB,), ((GIB, 0.6 * GIB),))
+    assert reads.faults_while(2 * GIB, 7 * S) == pytest.approx(2 * writes.faults_while(2 * GIB, 7 * S))
 
 
 @pytest.mark.parametrize(
