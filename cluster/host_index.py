@@ -20,16 +20,19 @@ if TYPE_CHECKING:
 
 _BITS = {generation: 1 << number for number, generation in enumerate(Generation)}
 _NONE = -1.0
+_NEAR = 4
+"""How many hosts a search that begins anywhere asks before it asks the tree, which has to hear of all changes first."""
 
 
 class HostIndex:
-    """The accounts of hosts in their order. ``changed`` must be told of each that changes."""
+    """The accounts of hosts in their order."""
 
     def __init__(self, accounts: Sequence[HostAccount], firmware_bytes: int) -> None:
         self._accounts = accounts
         self._firmware_bytes = firmware_bytes
-        self._changed: dict[int, None] = {}
-        """Hosts that changed since somebody searched."""
+        self.changed: dict[str, None] = {}
+        """Hosts that have more left than when somebody last searched, or less: whoever changes one enters it here."""
+        self._numbers = {account.name: number for number, account in enumerate(accounts)}
         self._size = size = 1 << max(0, len(accounts) - 1).bit_length()
         self._bytes = [_NONE] * (2 * size)
         self._vcpus = [_NONE] * (2 * size)
@@ -71,26 +74,29 @@ class HostIndex:
                 figures[node], changed = most, True
         return changed
 
-    def changed(self, number: int) -> None:
-        """The host with this number has more left now, or less; its generations are what they were."""
-        self._changed[number] = None
-
     def _catch_up(self) -> None:
         """Tell the nodes above hosts that have changed: only who searches wants to know."""
-        for number in self._changed:
+        for name in self.changed:
+            number = self._numbers[name]
             node = self._size + number
             above = self._set(node, self._accounts[number])
             while above and node > 1:
                 node //= 2
                 above = self._gather(node)
-        self._changed.clear()
+        self.changed.clear()
 
     def first(self, guest: GuestSpec, begin: int, end: int, excluded: frozenset[str]) -> int | None:
         """The first host from ``begin`` to before ``end`` that takes a VM and is not excluded; None for none."""
         size, accounts = self._size, self._accounts
-        if begin < end and accounts[begin].name not in excluded and accounts[begin].takes(guest):
-            return begin  # As in most searches that begin anywhere.
-        if self._changed:
+        tree = begin + _NEAR if begin else 1  # The first hosts of all are the first that are full.
+        for number in range(begin, min(tree, end)):
+            account = accounts[number]
+            if account.name not in excluded and account.takes(guest):
+                return number
+        if tree >= end:
+            return None
+        begin = tree
+        if self.changed:
             self._catch_up()
         need_bytes, need_vcpus = guest.memory_bytes + self._firmware_bytes, guest.vcpus
         bit, asids = _BITS[guest.generation], self._asids.get(ASID_KINDS.get(guest.generation, guest.generation))

@@ -47,8 +47,9 @@ class HostAccount:
 
     def needed_bytes(self, guest: GuestSpec) -> int:
         """What a guest takes of the host's memory."""
-        twice = round(guest.memory_bytes * self.backs_twice) if self.backs_twice and guest.generation in _CHECKED else 0
-        return guest.memory_bytes + twice + FIRMWARE_BYTES
+        if self.backs_twice and guest.generation in _CHECKED:
+            return guest.memory_bytes + round(guest.memory_bytes * self.backs_twice) + FIRMWARE_BYTES
+        return guest.memory_bytes + FIRMWARE_BYTES
 
     def takes(self, guest: GuestSpec) -> bool:
         """Whether the host has what the VM needs."""
@@ -104,6 +105,8 @@ class FirstFit:
     accounts: tuple[HostAccount, ...]
     _numbers: dict[str, int] = field(init=False)
     _index: HostIndex = field(init=False)
+    _changed: dict[str, None] = field(init=False)
+    """Of the index."""
     _placed: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
     _kept: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
     """Second places of VMs that migrate."""
@@ -115,6 +118,7 @@ class FirstFit:
     def __post_init__(self) -> None:
         self._numbers = {account.name: number for number, account in enumerate(self.accounts)}
         self._index = HostIndex(self.accounts, FIRMWARE_BYTES)
+        self._changed = self._index.changed
         products = (account.product for account in self.accounts if account.product)
         self._is_mixed = len({(one.name, one.cpuid) for one in products}) > 1
 
@@ -159,7 +163,8 @@ class FirstFit:
         if number is None:
             return None
         account = self.accounts[number]
-        self._charge(account, guest, 1)
+        account.charge(guest, 1)
+        self._changed[account.name] = None
         places[guest.name] = (account, guest)
         return account.name
 
@@ -177,16 +182,13 @@ class FirstFit:
         found = self._index.first(guest, first, len(self.accounts), excluded)
         return self._index.first(guest, 0, first, excluded) if found is None and first else found
 
-    def _charge(self, account: HostAccount, guest: GuestSpec, sign: int) -> None:
-        account.charge(guest, sign)
-        self._index.changed(self._numbers[account.name])
-
     def settle(self, name: str, *, moved: bool) -> None:
         """A migration is over: the VM lives in its second place now, or that is given back."""
         account, guest = self._kept.pop(name)
         if moved:
             (account, _), self._placed[name] = self._placed[name], (account, guest)
-        self._charge(account, guest, -1)
+        account.charge(guest, -1)
+        self._changed[account.name] = None
 
     def host_of(self, name: str) -> str | None:
         """Where a VM is, None if nowhere."""
@@ -206,5 +208,6 @@ class FirstFit:
         account, guest = self._placed.pop(name, (None, None))
         if account is None or guest is None:
             return None
-        self._charge(account, guest, -1)
+        account.charge(guest, -1)
+        self._changed[account.name] = None
         return account.name
