@@ -61,13 +61,12 @@ class FrameAllocator:
         self.peak_bytes = 0
         self.released: Callable[[Pieces], None] | None = None
         """Told of frames that came back otherwise than by an act that was put off."""
-        self._acts: list[Callable[[], object]] = []
-        self._ahead_bytes = 0
-        """What the acts come to that wait."""
+        self._acts: list[tuple[Callable[[], object], int]] = []
+        """Acts that wait, and what they come to: bytes, negative where it is given back."""
         self.era = 0
-        """Counts how often all addresses were known."""
+        """Counts how often acts that waited were carried out."""
         self._room = -1
-        """The longest free run of this era, -1 until it is asked for."""
+        """The longest free run before any act that waits, -1 until it is asked for."""
         self._held_bytes = self._held_pieces = self._last_bytes = 0
         """What was taken in this era and is held, but for what came from the end of memory; and all that ever did."""
 
@@ -96,8 +95,11 @@ class FrameAllocator:
         used = max(before + gaps * (run + LARGE_PAGE_BYTES), behind + more * (last + LARGE_PAGE_BYTES))
         return used + self._last_bytes + last < self._room
 
-    def take_later(self, act: Callable[[], object], wanted: Wanted) -> bool:
-        """Have ``act`` take this once somebody asks where it is; False where it might not find the run in one piece."""
+    def take_later(self, act: Callable[[], object], wanted: Wanted, rest: int = 0) -> bool:
+        """Have ``act`` take this once somebody asks where it is; False where it might not find the run in one piece.
+
+        So many of the pages are not its to take, but counted for a later act (``take_rest_later``).
+        """
         if not self.has_room(wanted):
             if not self._acts:
                 return False
@@ -105,21 +107,37 @@ class FrameAllocator:
             if not self.has_room(wanted):
                 return False
         run, pages, last = wanted
-        taken = run + pages * PAGE_BYTES
-        self._put_off(act, taken + last)
-        self._held_bytes += taken
+        self.put_off(act, run + (pages - rest) * PAGE_BYTES + last)
+        self._held_bytes += run + pages * PAGE_BYTES
         self._held_pieces += pages + (run > 0)
         self._last_bytes += last
+        return True
+
+    def take_rest_later(self, act: Callable[[], object], pages: int, era: int) -> bool:
+        """Have ``act`` take pages that were counted in an era; False where they might not be there any more."""
+        if era != self.era:
+            return self.take_later(act, Wanted(0, pages, 0))
+        self.put_off(act, pages * PAGE_BYTES)
         return True
 
     def give_later(self, act: Callable[[], object], wanted: Wanted, era: int) -> None:
         """Have ``act`` give this back before whoever asks for an address next; ``era`` is when it was taken."""
         run, pages, last = wanted
         given = run + pages * PAGE_BYTES
-        self._put_off(act, -given - last)
         if era == self.era:
             self._held_bytes -= given
             self._held_pieces -= pages + (run > 0)
+        self.put_off(act, -given - last)
+
+    def put_off(self, act: Callable[[], object], taken: int) -> None:
+        """Have an act wait that takes so much, which is certain to be there, or gives it back where it is negative."""
+        acts = self._acts
+        acts.append((act, taken))
+        self.used_bytes = used = self.used_bytes + taken
+        if used > self.peak_bytes:
+            self.peak_bytes = used
+        if len(acts) > MOST_PUT_OFF:
+            self.settle()
 
     def settle(self) -> None:
         """Carry out what was put off."""
@@ -127,22 +145,13 @@ class FrameAllocator:
             return
         acts, self._acts = self._acts, []
         used, told, self.released = self.used_bytes, self.released, None
-        self.used_bytes -= self._ahead_bytes
-        self._ahead_bytes = self._held_bytes = self._held_pieces = self._last_bytes = 0
-        self._room, self.era = -1, self.era + 1
-        for act in acts:
+        self.used_bytes -= sum([taken for _, taken in acts])
+        self._held_bytes = self._held_pieces = self._last_bytes = 0
+        self.era += 1
+        for act, _ in acts:
             act()
         self.released = told
         assert self.used_bytes == used, f"acts that were put off: {used} bytes expected, {self.used_bytes} held"
-
-    def _put_off(self, act: Callable[[], object], taken: int) -> None:
-        if len(self._acts) >= MOST_PUT_OFF:
-            self.settle()
-        self._acts.append(act)
-        self._ahead_bytes += taken
-        self.used_bytes = used = self.used_bytes + taken
-        if used > self.peak_bytes:
-            self.peak_bytes = used
 
     def allocate(self, length: int, alignment: int) -> list[tuple[int, int]]:
         """Take ``length`` bytes in aligned pieces, one piece if any free run has room. Raises OutOfMemory."""
@@ -225,6 +234,7 @@ class FrameAllocator:
         else:
             starts.insert(index + 1, end)
             ends.insert(index, start)
+        self._room = -1
         self.used_bytes = used = self.used_bytes + end - start
         if used > self.peak_bytes:
             self.peak_bytes = used
@@ -235,13 +245,14 @@ class FrameAllocator:
         As long as acts wait this is one more of them, and raises when it is carried out.
         """
         if self._acts:
-            self._put_off(lambda: self._release(pieces), -sum([length for _, length in pieces]))
+            self.put_off(lambda: self._release(pieces), -sum([length for _, length in pieces]))
         else:
             self._release(pieces)
         if self.released is not None:
             self.released(pieces)
 
     def _release(self, pieces: Pieces) -> None:
+        self._room = -1
         starts, ends = self._starts, self._ends
         for spa, length in pieces:
             if length <= 0:

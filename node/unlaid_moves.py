@@ -46,7 +46,7 @@ def _shape(memory_bytes: int, vcpus: int, flash_gpa: int, flash_bytes: int) -> P
     layout, pages = layout_of(pieces), table_pages(pieces) + SPARE_TABLES
     if layout is None or pages <= len(layout.tables):
         return None
-    return PlaceShape(tuple(pieces), Wanted(at, 1, pages * PAGE_BYTES))
+    return PlaceShape(tuple(pieces), Wanted(at, 1 + vcpus, pages * PAGE_BYTES))
 
 
 class UnlaidMoves:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 from node.firmware_image import FirmwareImage
@@ -15,7 +14,7 @@ from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 class PlaceShape(NamedTuple):
     """How the memory of a VM lies whose parts lie one behind the other: pieces as (GPA, offset, length).
 
-    ``wanted`` are its memory, a page of the hypervisor's own, and nested tables.
+    ``wanted`` are its memory, a page of the hypervisor's own with those for its save areas, and nested tables.
     """
 
     pieces: tuple[tuple[int, int, int], ...]
@@ -71,7 +70,8 @@ class VmPlace:
     def take_later(self) -> bool:
         """The same with nobody knowing where yet."""
         frames = self._frames
-        certain = frames.take_later(self.take, self.shape.wanted)
+        wanted = self.shape.wanted
+        certain = frames.take_later(self.take, wanted, wanted.pages - 1)
         self._era = frames.era
         return certain
 
@@ -83,10 +83,9 @@ class VmPlace:
 
     def take_areas_later(self, count: int) -> bool:
         """The same with nobody knowing where yet."""
-        if not self._frames.take_later(lambda: self.take_areas(count), _areas(count)):
-            return False
-        self.count = count
-        return True
+        certain = self._frames.take_rest_later(lambda: self.take_areas(count), count, self._era)
+        self.count = count if certain else 0
+        return certain
 
     def give_back(self) -> None:
         """Give back all of it."""
@@ -94,8 +93,10 @@ class VmPlace:
 
     def give_back_later(self) -> None:
         """The same, before anybody asks for an address of what is free."""
-        run, pages, last = self.shape.wanted
-        self._frames.give_later(self.give_back, Wanted(run, pages + self.count, last), self._era)
+        run, pages, last = wanted = self.shape.wanted
+        if pages != 1 + self.count:
+            wanted = Wanted(run, 1 + self.count, last)
+        self._frames.give_later(self.give_back, wanted, self._era)
 
     # Where it is.
 
@@ -140,8 +141,3 @@ class VmPlace:
         record.ram, record.small, record.tables = list(self.maps), list(self.small), [self.tables]
         record.save_areas, record.launched_gpas = list(self.areas), self.launched_gpas
         return record
-
-
-@lru_cache(maxsize=64)
-def _areas(count: int) -> Wanted:
-    return Wanted(0, count, 0)

@@ -153,15 +153,15 @@ def test_what_is_taken_from_the_end_leaves_the_beginning_in_one_piece():
 
 
 class Tenant:
-    """A run, a page and a run from the end, then more pages, of each of two allocators."""
+    """A run, pages and a run from the end, then the rest of its pages, of each of two allocators."""
 
-    def __init__(self, wanted: Wanted) -> None:
-        self.wanted = wanted
+    def __init__(self, wanted: Wanted, rest: int) -> None:
+        self.wanted, self.rest = wanted, rest
         self.era = -1
-        self.pages = wanted.pages
+        self.first = self.pages = wanted.pages - rest
 
     def take(self, frames: FrameAllocator) -> list[tuple[int, int]]:
-        run, pages, last = self.wanted
+        (run, _, last), pages = self.wanted, self.first
         start = frames.allocate_run(run, LARGE)
         assert start is not None
         pieces = [(start, run)]
@@ -187,24 +187,25 @@ class PutOff(RuleBasedStateMachine):
         self.pieces: dict[int, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {}
         self.held: list[tuple[list[tuple[int, int]], list[tuple[int, int]]]] = []
 
-    @rule(run=st.integers(1, 4 * 512), last=st.integers(1, 9), pages=st.integers(1, 3))
-    def come(self, run: int, last: int, pages: int) -> None:
-        one = Tenant(Wanted(run * PAGE, pages, last * PAGE))
+    @rule(run=st.integers(1, 4 * 512), last=st.integers(1, 9), pages=st.integers(1, 3), rest=st.integers(0, 2))
+    def come(self, run: int, last: int, pages: int, rest: int) -> None:
+        one = Tenant(Wanted(run * PAGE, pages + rest, last * PAGE), rest)
         mine, theirs = self.pieces.setdefault(id(one), ([], []))
-        if self.later.take_later(lambda: mine.extend(one.take(self.later)), one.wanted):
+        if self.later.take_later(lambda: mine.extend(one.take(self.later)), one.wanted, rest):
             one.era = self.later.era
             theirs.extend(one.take(self.now))  # What was certain comes true.
             self.tenants.append(one)
 
-    @precondition(lambda self: self.tenants)
-    @rule(data=st.data(), pages=st.integers(1, 2))
-    def take_pages(self, data: st.DataObject, pages: int) -> None:
-        one = self.tenants[data.draw(st.integers(0, len(self.tenants) - 1))]
-        mine, theirs = self.pieces[id(one)]
-        wanted = Wanted(0, pages, 0)
-        if self.later.take_later(lambda: mine.extend(self._pages(self.later, pages)), wanted):
-            theirs.extend(self._pages(self.now, pages))
-            one.pages += pages
+    @precondition(lambda self: any(one.rest for one in self.tenants))
+    @rule(data=st.data())
+    def take_the_rest(self, data: st.DataObject) -> None:
+        some = [one for one in self.tenants if one.rest]
+        one = some[data.draw(st.integers(0, len(some) - 1))]
+        (mine, theirs), rest = self.pieces[id(one)], one.rest
+        if self.later.take_rest_later(lambda: mine.extend(self._pages(self.later, rest)), rest, one.era):
+            theirs.extend(self._pages(self.now, rest))
+            one.pages += rest
+            one.rest = 0
 
     @staticmethod
     def _pages(frames: FrameAllocator, count: int) -> list[tuple[int, int]]:
