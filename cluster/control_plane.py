@@ -104,24 +104,29 @@ class ControlPlane:
 
     def next_event_ns(self) -> int:
         """Time of the next arrival, departure, order to a host, or step of a migration."""
-        return min(self.agenda.entries[0][0], self.migrations.next_event_ns())
+        return min(self.agenda.entries[0][0], self.fabric.next_event_ns, self.migrations.due[0][0])
 
     def step(self, now_ns: int, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
         """Answer the messages that arrived by ``now_ns``, then do what the agenda has for it."""
-        self._now_ns, migrations, agenda = now_ns, self.migrations, self.agenda
+        migrations, faults = self.migrations, self.faults
+        self._now_ns = now_ns
         if self._next_ns <= now_ns:
             # What the network brought at this instant came before what is said of it.
             migrations.advance(now_ns)
-            agenda.advance(now_ns, Turn.LATE)
+            if faults is not None:
+                self.agenda.advance(now_ns, Turn.LATE)
         for message in messages:
-            if message.kind not in ANSWERS:
+            answered = ANSWERS.get(message.kind)
+            if answered is None:
                 self._hear_of_others(message, now_ns)
-            elif self.faults is None:
-                migrations.receive(message.kind, message.payload, now_ns)
+            elif faults is None:
+                said = message.payload
+                answered(migrations, migrations.all[said[0]], now_ns, *said[1:])
             else:
-                self._hear(message, self.faults)
-        while (next_ns := self.next_event_ns()) <= now_ns:
-            # What comes of what is due may be due, too.
+                self._hear(message, faults)
+        # As ``next_event_ns`` says. What comes of what is due may be due, too.
+        agenda = self.agenda
+        while (next_ns := min(agenda.entries[0][0], self.fabric.next_event_ns, migrations.due[0][0])) <= now_ns:
             agenda.advance(now_ns)
             migrations.advance(now_ns)
         self._next_ns = next_ns

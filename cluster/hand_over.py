@@ -274,6 +274,8 @@ PACED answers what is said between the rows to a destination whose VM runs ahead
 
 _ENDED = (Holding.RUNS, Holding.NOTHING)
 """What a host has of a VM that is in no move."""
+_BEGIN, _DESTROY, _RUNS, _STAYED = Command.BEGIN, Command.DESTROY, Report.RUNS, Report.STAYED
+"""At hand: hosts ask for them with every command."""
 _new = tuple.__new__
 """Makes a named tuple without the call of Python's that its class would add."""
 
@@ -301,18 +303,28 @@ def told(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None
     """What a host has, and says, after a command; None for silence. It remembers before it says anything."""
     holding, current, heard = mine
     row = HOST.get((holding, command))
-    if row is not None:
-        if number > heard.newest and command in BEGINNINGS:
+    if row is None:
+        return _passed(mine, command, number)
+    to, report = row
+    if current != number:
+        newest, started, stayed = heard
+        if number > newest and command in BEGINNINGS:
             # Who is asked to let it go, and has it, went on after whatever was before.
-            stayed = max(number - 1, heard.stayed) if command is Command.BEGIN else heard.stayed
-            current, heard = number, _new(Heard, (number, heard.started, stayed))
-        if current == number or (command is Command.DESTROY and heard.started == number):
-            to, report = row.to, row.report
-            if report is Report.RUNS:
-                heard = _new(Heard, (heard.newest, number, heard.stayed))
-            elif report is Report.STAYED:
-                heard = _new(Heard, (heard.newest, heard.started, number))
-            return _new(Mine, (to, -1 if to in _ENDED else current, heard)), report
+            if command is _BEGIN and number - 1 > stayed:
+                stayed = number - 1
+            heard = _new(Heard, (number, started, stayed))
+        elif command is not _DESTROY or started != number:
+            return _passed(mine, command, number)
+    if report is _RUNS:
+        heard = _new(Heard, (heard.newest, number, heard.stayed))
+    elif report is _STAYED:
+        heard = _new(Heard, (heard.newest, heard.started, number))
+    return _new(Mine, (to, -1 if to in _ENDED else number, heard)), report
+
+
+def _passed(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None]:
+    """The same for a command that has no row, or is not of the move that the VM is in."""
+    holding, current, heard = mine
     if command not in PASSED or current == number:
         return mine, None
     heard = heard._replace(newest=max(heard.newest, number))

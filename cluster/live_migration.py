@@ -9,14 +9,15 @@ phase that it is for, has no row and is passed over.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any
 
 from cluster.auto_converge import slow_down
 from cluster.broken_links import break_round_off, end_flow, give_up, hold_back
 from cluster.commit_record import CommitRecord
+from cluster.entity import NEVER
 from cluster.fabric import Fabric
 from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Event, Phase, Report
 from cluster.migration import Copying, Due, Migration, MigrationOrder, Outcome, Patience
@@ -44,6 +45,12 @@ _NO_POST_COPY = ", and post-copy is not for memory that firmware carries"
 _LEAST_RATIO = 1e-6
 """Of bytes on the wire to bytes of memory, so that one can be told from the other."""
 _cap_of = IdentityCache[PrecopySettings, float](lambda settings: settings.cap_bytes_per_s)
+# What every move comes by, at hand: an enumeration takes longer to give a member out than Python to do a line.
+_SOURCE, _PRE, _STANDS, _DRAINING = Phase.SOURCE, Phase.PRE, Phase.STOPPED, Phase.DRAINING
+_ADMITTED, _ROUNDS_DONE, _STOPPED = Event.ADMITTED, Event.ROUNDS_DONE, Event.STOPPED
+_CARRIED, _WHOLE, _RUNS = Event.CARRIED, Event.WHOLE, Event.RUNS
+_ROUND, _BETWEEN, _LOG_READ = Copying.ROUND, Copying.BETWEEN, Due.LOG_READ
+_NEXT, _STOP, _COMPLETED = Verdict.NEXT, Verdict.STOP, Outcome.COMPLETED
 
 
 @dataclass(slots=True)
@@ -62,8 +69,9 @@ class LiveMigrations:
     record: CommitRecord = field(default_factory=CommitRecord)
     all: list[Migration] = field(default_factory=list)
     _by_vm: dict[str, Migration] = field(default_factory=dict)
-    _due: list[tuple[int, Due, int, Phase]] = field(default_factory=list)
-    """A heap of (time, what, number of the move, the phase that it was in)."""
+    due: list[tuple[int, Due, int, Phase]] = field(default_factory=lambda: [(NEVER, Due.NOTHING, -1, Phase.SOURCE)])
+    """A heap of (time, what, number of the move, the phase that it was in); nothing is always there, to be the first.
+    """
     down: dict[str, int] = field(default_factory=dict)
     """Hosts whose links are down, and for how many reasons."""
 
@@ -123,14 +131,9 @@ class LiveMigrations:
 
     # Time.
 
-    def next_event_ns(self) -> int:
-        """When a flow ends, shares change, a round begins, or something is said again."""
-        network_ns, due = self.fabric.next_event_ns, self._due
-        return due[0][0] if due and due[0][0] < network_ns else network_ns
-
     def advance(self, now_ns: int) -> None:
         """Do what is due at ``now_ns``, and what comes of that: what the network brings first."""
-        fabric, due = self.fabric, self._due
+        fabric, due = self.fabric, self.due
         while True:
             if fabric.next_event_ns <= now_ns:
                 for name in fabric.advance(now_ns):
@@ -138,31 +141,32 @@ class LiveMigrations:
                         self._flow_ended(self.all[name], now_ns)
                     else:
                         self.card_flow_ended(name, now_ns)
-            elif due and due[0][0] <= now_ns:
-                _, what, number, phase = heapq.heappop(due)
+            elif due[0][0] <= now_ns:
+                _, what, number, phase = heappop(due)
                 _DUE[what](self, self.all[number], phase, now_ns)
             else:
                 return
 
     def plan(self, time_ns: int, what: Due, one: Migration) -> None:
         """Have a move do something at a time."""
-        heapq.heappush(self._due, (time_ns, what, one.number, one.phase))
+        heappush(self.due, (time_ns, what, one.number, one.phase))
 
     def receive(self, kind: str, fields: tuple[Any, ...], now_ns: int) -> None:
         """An answer of a host: the number of the migration, and what it says."""
-        _ANSWERS[kind](self, self.all[fields[0]], now_ns, *fields[1:])
+        ANSWERS[kind](self, self.all[fields[0]], now_ns, *fields[1:])
 
     # The table's rows.
 
     def step(self, one: Migration, event: Event, now_ns: int) -> bool:
         """Go where the table says for an event, and tell what it says; False where it has no row."""
-        step = AUTHORITY.get((one.phase, event))
-        if step is None:
+        row = AUTHORITY.get((one.phase, event))
+        if row is None:
             return False
-        if step.record is not None:
-            self.record.append(one.number, step.record)
-        self._enter(one, step.to, now_ns)
-        for command in step.told:
+        phase, record, told = row
+        if record is not None:
+            self.record.append(one.number, record)
+        self._enter(one, phase, now_ns)
+        for command in told:
             TELL[command](self, one)
         return True
 
@@ -170,16 +174,16 @@ class LiveMigrations:
         if phase is not one.phase:
             one.phase = phase
             one.history.append((phase, now_ns))
-        one.silence = 0
-        if self.patience.again_after_ns and phase is not Phase.SOURCE:
+        if (again_after_ns := self.patience.again_after_ns) and phase is not _SOURCE:
+            one.silence = 0
             one.unanswered = AWAITED.get(phase, frozenset())
-            self.plan(now_ns + self.patience.again_after_ns, Due.SILENCE, one)
+            self.plan(now_ns + again_after_ns, Due.SILENCE, one)
 
     # The two hosts begin.
 
     def _begin(self, one: Migration, now_ns: int) -> None:
         one.started_ns = now_ns
-        if not self.step(one, Event.ADMITTED, now_ns):
+        if not self.step(one, _ADMITTED, now_ns):
             raise AssertionError(one.phase)
 
     def on_ready(
@@ -187,9 +191,9 @@ class LiveMigrations:
         platform: tuple[Any, ...], held_bytes: int, zero_bytes: int,
     ) -> None:  # fmt: skip
         """The source logs dirty pages now. Of what it holds of the VM so many bytes are pages of zeros."""
-        if one.phase is Phase.PRE and one.precopy is None:
+        if one.phase is _PRE and one.precopy is None:
             one.silence = 0 if one.ready is None else one.silence
-            one.ready = (memory_bytes, pools_of(pools))
+            one.ready = memory_bytes, pools_of(pools) if pools else ()
             if platform:
                 one.platforms[one.source] = platform
             elif self.settings.zero_share is not None:
@@ -200,7 +204,7 @@ class LiveMigrations:
         self, one: Migration, now_ns: int, wrong: str | None, certificates: bytes, platform: tuple[Any, ...]
     ) -> None:
         """The target keeps a place, or has none."""
-        if one.phase is not Phase.PRE or one.precopy is not None:
+        if one.phase is not _PRE or one.precopy is not None:
             return
         if wrong is not None:
             refusal = MigrationRefusal.of(wrong)
@@ -262,10 +266,11 @@ class LiveMigrations:
             one.ahead = True
             self.step(one, Event.ROUNDS_DONE, now_ns)
             return
-        slow_down(self, one)
+        if self.settings.dirty_limit_bytes_per_s:
+            slow_down(self, one)
         if begins_ns > now_ns:
-            one.copying = Copying.BETWEEN
-            self.plan(begins_ns, Due.LOG_READ, one)
+            one.copying = _BETWEEN
+            self.plan(begins_ns, _LOG_READ, one)
         else:
             self._start_round(one, now_ns)
 
@@ -273,7 +278,7 @@ class LiveMigrations:
 
     def on_log_read(self, one: Migration, _: Phase, now_ns: int) -> None:
         """The dirty log has been read: the next round begins, if one is to."""
-        if one.phase is Phase.PRE and one.copying is Copying.BETWEEN:
+        if one.phase is _PRE and one.copying is _BETWEEN:
             self._start_round(one, now_ns)
 
     def _start_round(self, one: Migration, now_ns: int) -> None:
@@ -281,7 +286,7 @@ class LiveMigrations:
         if self.is_cut_off(one):
             give_up(self, one, now_ns)
             return
-        one.copying = Copying.ROUND
+        one.copying = _ROUND
         zero_bytes = 0 if one.precopy.rounds else one.zero_bytes  # A page that was written is taken to hold something.
         one.precopy.begin(now_ns, zero_bytes)
         self.start_flow(one, one.precopy.size_bytes, now_ns, zero_bytes)
@@ -290,7 +295,7 @@ class LiveMigrations:
 
     def on_dirty(self, one: Migration, now_ns: int, pools: tuple[tuple[int, float], ...]) -> None:
         """The guest writes otherwise."""
-        if one.phase is not Phase.PRE:
+        if one.phase is not _PRE:
             return
         if one.precopy is not None:
             one.precopy.restate(pools_of(pools), now_ns)
@@ -311,20 +316,20 @@ class LiveMigrations:
             self._copied(one, now_ns)
 
     def _copied(self, one: Migration, now_ns: int) -> None:
-        if one.phase is Phase.DRAINING:
-            drained(self, one, now_ns)
+        if one.phase is _STANDS:
+            self.step(one, _CARRIED, now_ns)
             return
-        if one.phase is Phase.STOPPED:
-            self.step(one, Event.CARRIED, now_ns)
+        if one.phase is _DRAINING:
+            drained(self, one, now_ns)
             return
         assert one.precopy is not None
         verdict = one.precopy.round_done(now_ns)
-        if verdict is Verdict.NEXT:
+        if verdict is _STOP:
+            self.step(one, _ROUNDS_DONE, now_ns)
+        elif verdict is _NEXT:
             slow_down(self, one)
-            one.copying = Copying.BETWEEN
-            self.plan(now_ns + one.precopy.between_rounds_ns, Due.LOG_READ, one)
-        elif verdict is Verdict.STOP:
-            self.step(one, Event.ROUNDS_DONE, now_ns)
+            one.copying = _BETWEEN
+            self.plan(now_ns + one.precopy.between_rounds_ns, _LOG_READ, one)
         elif verdict is Verdict.GO_AHEAD and not one.platforms:
             one.ahead = True
             self.step(one, Event.ROUNDS_DONE, now_ns)
@@ -355,22 +360,23 @@ class LiveMigrations:
         books: tuple[Any, ...], written_pages: int, stopped_ns: int, unsent_pages: int, reads: tuple[Any, ...],
     ) -> None:  # fmt: skip
         """The VM stands still: what is still dirty goes over now."""
-        if not self.step(one, Event.STOPPED, now_ns):
+        if not self.step(one, _STOPPED, now_ns):
             return
-        assert one.precopy is not None
-        assert one.guest is not None
+        precopy, guest = one.precopy, one.guest
+        assert precopy is not None
+        assert guest is not None
         one.stopped_ns, one.luggage = stopped_ns, (frames, digests, books)
         one.frame_bytes = bytes_of(frames)
-        carried = hold_back(one, unsent_pages, now_ns)
-        dirty = one.precopy.dirty_bytes(now_ns) + written_pages * PAGE_BYTES
-        left = dirty if dirty < one.precopy.memory_bytes else one.precopy.memory_bytes
-        if one.guest.migration_handler and not self.settings.handler_believes_log:
-            left = one.precopy.memory_bytes
+        carried = hold_back(one, unsent_pages, now_ns) if unsent_pages else 0
+        left = precopy.dirty_bytes(now_ns) + written_pages * PAGE_BYTES
+        if left > precopy.memory_bytes or (guest.migration_handler and not self.settings.handler_believes_log):
+            left = precopy.memory_bytes
         if one.ahead:
             one.precopy.reads = Reads(*reads)
             one.pulled_bytes, left = left, 0
-        one.unsent_zero_bytes = one.precopy.unsent_zeros(one.zero_bytes)
-        one.final_bytes = left + one.guest.vcpus * VMSA_BYTES
+        if one.zero_bytes:
+            one.unsent_zero_bytes = precopy.unsent_zeros(one.zero_bytes)
+        one.final_bytes = left + guest.vcpus * VMSA_BYTES
         if self.is_cut_off(one):
             one.final_bytes = 0
             give_up(self, one, now_ns)
@@ -382,29 +388,32 @@ class LiveMigrations:
     ) -> None:
         """Send memory of a move from now on; so much of it is pages of zeros, or was on the network before."""
         one.flows = True
-        assert one.precopy is not None
-        assert one.guest is not None
-        by_handler = one.guest.migration_handler
-        if one.platforms and not by_handler:
-            # The pages go through both security processors while the network carries them.
-            one.rounds_told += 1
-            one.unserved = {one.source: None, one.destination: None}
-            memory_bytes, shared_bytes = one.precopy.memory_bytes, one.platforms[one.source][-1]
-            new_bytes, one.told_bytes = max(0, size_bytes - one.told_bytes), 0
-            one.private_pages = -(-(new_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
-            self._tell_round(one)
+        guest, settings = one.guest, self.settings
+        assert guest is not None
+        if one.platforms and not guest.migration_handler:
+            self._begin_carrying(one, size_bytes)
         if carried_bytes:
             size_bytes = max(0, size_bytes - carried_bytes)
-        ratio = 1.0 if one.platforms else self.settings.compression_ratio  # Ciphertext does not become shorter.
-        cap = self.settings.handler_cap(one.guest.vcpus) if by_handler else _cap_of(self.settings)
+        ratio = 1.0 if one.platforms else settings.compression_ratio  # Ciphertext does not become shorter.
+        cap = settings.handler_cap(guest.vcpus) if guest.migration_handler else _cap_of(settings)
         wire_bytes = size_bytes * ratio
         if zero_bytes:
-            wire_bytes, cap = self.settings.without_zeros(size_bytes, zero_bytes, ratio)
+            wire_bytes, cap = settings.without_zeros(size_bytes, zero_bytes, ratio)
         wire_ratio = wire_bytes / size_bytes if size_bytes else 0.0
         one.wire_ratio = wire_ratio if wire_ratio > _LEAST_RATIO else _LEAST_RATIO
         one.flow_bytes = size_bytes
         one.wire_bytes += round(wire_bytes)
         self.fabric.start(one.number, one.source, one.destination, wire_bytes, now_ns, cap)
+
+    def _begin_carrying(self, one: Migration, size_bytes: int) -> None:
+        """The pages go through both security processors while the network carries them."""
+        assert one.precopy is not None
+        one.rounds_told += 1
+        one.unserved = {one.source: None, one.destination: None}
+        memory_bytes, shared_bytes = one.precopy.memory_bytes, one.platforms[one.source][-1]
+        new_bytes, one.told_bytes = max(0, size_bytes - one.told_bytes), 0
+        one.private_pages = -(-(new_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
+        self._tell_round(one)
 
     def _tell_round(self, one: Migration) -> None:
         for host in one.unserved:
@@ -417,7 +426,7 @@ class LiveMigrations:
 
     def on_came(self, one: Migration, now_ns: int, pages_checked: int) -> None:
         """The target holds all of the VM: from here on it is the target's."""
-        if self.step(one, Event.WHOLE, now_ns):
+        if self.step(one, _WHOLE, now_ns):
             one.pages_checked = pages_checked
 
     def on_never(self, one: Migration, now_ns: int, wrong: str | None) -> None:
@@ -437,10 +446,10 @@ class LiveMigrations:
                 one.resumed_ns = resumed_ns
                 self.placement.settle(one.order.vm, moved=True)
                 drain(self, one, now_ns)
-        elif self.step(one, Event.RUNS, now_ns):
+        elif self.step(one, _RUNS, now_ns):
             one.resumed_ns = resumed_ns
             self.placement.settle(one.order.vm, moved=True)
-            self.end(one, Outcome.COMPLETED, now_ns, "")
+            self.end(one, _COMPLETED, now_ns, "")
 
     def on_stayed(self, one: Migration, now_ns: int) -> None:
         """The source goes on."""
@@ -558,8 +567,7 @@ _DUE: tuple[Callable[[LiveMigrations, Migration, Phase, int], None], ...] = (
     LiveMigrations.on_log_read, LiveMigrations.on_deadline, LiveMigrations.on_way_back, LiveMigrations.on_silence,
 )  # fmt: skip
 """What is done then, in the order of ``Due``."""
-_Answer = Callable[..., None]
-_ANSWERS: Mapping[str, _Answer] = {
+ANSWERS: Mapping[str, Callable[..., None]] = {
     Report.READY: LiveMigrations.on_ready,
     "stays": LiveMigrations.on_stays,
     Report.PLACE: LiveMigrations.on_place,
@@ -583,6 +591,5 @@ _ANSWERS: Mapping[str, _Answer] = {
     Report.LEFT: lambda live, one, now_ns: live.on_done(one, now_ns, Report.LEFT),
     Report.GIVEN: lambda live, one, now_ns: live.on_done(one, now_ns, Report.GIVEN),
 }
-"""What hosts say of a migration."""
-
-ANSWERS = frozenset(map(str, _ANSWERS))
+"""What is done when a host says something of a migration: takes all moves, the one, the time, and what else is said.
+"""

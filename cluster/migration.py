@@ -29,6 +29,7 @@ class Due(IntEnum):
     DEADLINE = 1
     WAY_BACK = 2
     SILENCE = 3
+    NOTHING = 4
 
 
 class Outcome(StrEnum):

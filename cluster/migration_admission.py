@@ -8,11 +8,14 @@ the rest; in its line the oldest goes first, so none waits for ever.
 
 from __future__ import annotations
 
-import heapq
+from collections import defaultdict
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 
 _FLEET = ""
 """The line of those for whom only the fleet's limit is in the way; no host has this name."""
+_Waiting = tuple[int, int, str, str]
+"""How many came before it, its number, source and destination."""
 
 
 @dataclass(slots=True)
@@ -21,10 +24,10 @@ class Admission:
 
     per_host: int
     per_fleet: int
-    _active: dict[str, int] = field(default_factory=dict)
+    _active: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     _total: int = 0
-    _lines: dict[str, list[tuple[int, int, str, str]]] = field(default_factory=dict)
-    """Of those that somebody stands in, though one that emptied since is there until somebody looks."""
+    _lines: dict[str, list[_Waiting]] = field(default_factory=dict)
+    """A heap of each line that somebody stands in."""
     _came: int = 0
 
     def ask(self, number: int, source: str, destination: str) -> bool:
@@ -34,51 +37,57 @@ class Admission:
 
     def release(self, source: str, destination: str) -> list[int]:
         """One is over; those that may begin now, oldest first, already counted in."""
+        active, lines = self._active, self._lines
         self._total -= 1
-        for host in (source, destination):
-            self._active[host] -= 1
-        lines = self._lines
-        if not lines:
-            return []
-        admitted: list[tuple[int, int]] = []
-        keys = [key for key in (_FLEET, source, destination) if key in lines]
-        while waiting := [(lines[key][0], key) for key in keys if lines[key] and self._free(key)]:
-            first, key = min(waiting)
-            heapq.heappop(lines[key])
+        active[source] -= 1
+        active[destination] -= 1
+        admitted: list[int] = []
+        while lines:
+            # Whoever is tried in vain stands in a line where nothing is free: none comes after a younger one.
+            first, line_of = None, ""
+            for key in (_FLEET, source, destination):
+                line = lines.get(key)
+                if line is not None and (first is None or line[0] < first) and self._free(key):
+                    first, line_of = line[0], key
+            if first is None:
+                break
+            line = lines[line_of]
+            heappop(line)
+            if not line:
+                del lines[line_of]
             if self._try(first):
-                admitted.append(first[:2])
-        for key in keys:
-            if not lines[key]:
-                del lines[key]
-        return [number for _, number in sorted(admitted)]
+                admitted.append(first[1])
+        return admitted
 
     def forget(self, number: int) -> None:
         """One that stands in line is not wanted any more."""
-        for line in self._lines.values():
+        for key, line in self._lines.items():
             for entry in line:
                 if entry[1] == number:
                     line.remove(entry)
-                    heapq.heapify(line)
+                    heapify(line)
+                    if not line:
+                        del self._lines[key]
                     return
 
     def _free(self, key: str) -> bool:
         if key == _FLEET:
             return not self.per_fleet or self._total < self.per_fleet
-        return not self.per_host or self._active.get(key, 0) < self.per_host
+        return not self.per_host or self._active[key] < self.per_host
 
-    def _try(self, entry: tuple[int, int, str, str]) -> bool:
+    def _try(self, entry: _Waiting) -> bool:
         _, _, source, destination = entry
         active, most = self._active, self.per_host
-        at_source, at_destination = active.get(source, 0), active.get(destination, 0)
-        if most and at_source >= most:
+        if most and active[source] >= most:
             key = source
-        elif most and at_destination >= most:
+        elif most and active[destination] >= most:
             key = destination
         elif self.per_fleet and self._total >= self.per_fleet:
             key = _FLEET
         else:
             self._total += 1
-            active[source], active[destination] = at_source + 1, at_destination + 1
+            active[source] += 1
+            active[destination] += 1
             return True
-        heapq.heappush(self._lines.setdefault(key, []), entry)
+        heappush(self._lines.setdefault(key, []), entry)
         return False

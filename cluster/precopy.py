@@ -212,8 +212,31 @@ class Verdict(StrEnum):
 _AT_CAP = {RoundCap.ABORT: Verdict.GIVE_UP, RoundCap.STOP: Verdict.STOP, RoundCap.POST_COPY: Verdict.GO_AHEAD}
 
 
+_NEXT, _STOP = Verdict.NEXT, Verdict.STOP
+"""At hand: every move comes by them."""
+_new = tuple.__new__
+"""Makes a named tuple without the call of Python's that its class would add."""
+
+
 class Precopy:
     """One migration's rounds. The caller moves the bytes and says when they are through."""
+
+    # What most moves never change stands here.
+    _sends: list[float] | None = None
+    """Of each pool, what the present round sends; None for the first, which sends all memory."""
+    _unsent: Unsent | None = None
+    """Of a round that was broken off, or did not begin."""
+    _zero_bytes = 0
+    """Of the present round."""
+    _carried: tuple[float, int] | None = None
+    """What the last round that sent anything was to the network, and its time: what is left will not be zeros."""
+    _carried_before: tuple[float, int] | None = None
+    """The same without a round that was broken off."""
+    _hot_rounds = 0
+    reads = NO_READS
+    """What the guest read all over when it was stopped, to run ahead of its memory."""
+    throttle = 0.0
+    """The share of their time that the vCPUs are to stand still."""
 
     def __init__(self, memory_bytes: int, pools: Sequence[Pool], settings: PrecopySettings, now_ns: int) -> None:
         self.rounds: list[Round] = []
@@ -222,26 +245,11 @@ class Precopy:
         self._pools = tuple(pools)
         self._dirty = [0.0] * len(self._pools)
         """Bytes of each pool written since the log was read last."""
-        self._sends: list[float] | None = None
-        """Of each pool, what the present round sends; None for the first, which sends all memory."""
-        self._unsent: Unsent | None = None
-        """Of a round that was broken off, or did not begin."""
         self._looked_ns = now_ns
         self._began_ns = now_ns
         self._first_ns = now_ns
         self._size_bytes = memory_bytes
         self._best_bytes, self._best_ns = memory_bytes, now_ns
-        self._zero_bytes = 0
-        """Of the present round."""
-        self._carried: tuple[float, int] | None = None
-        """What the last round that sent anything was to the network, and its time: what is left will not be zeros."""
-        self._carried_before: tuple[float, int] | None = None
-        """The same without a round that was broken off."""
-        self._hot_rounds = 0
-        self.reads = NO_READS
-        """What the guest read all over when it was stopped, to run ahead of its memory."""
-        self.throttle = 0.0
-        """The share of their time that the vCPUs are to stand still."""
 
     @property
     def began_ns(self) -> int:
@@ -279,14 +287,17 @@ class Precopy:
 
     def dirty_bytes(self, now_ns: int) -> int:
         """Distinct bytes written since the log was read last, or left of what was to be sent; at most all memory."""
-        passed_s = (now_ns - self._looked_ns) * 1e-9
-        self._looked_ns = now_ns
-        for number, pool in enumerate(self._pools):
-            before, size = self._dirty[number], float(pool.working_set_bytes)
-            if before < size:
-                grown = size - (size - before) * math.exp(-pool.write_bytes_per_s * passed_s / size)
-                if grown > before:
-                    self._dirty[number] = grown
+        looked_ns, self._looked_ns = self._looked_ns, now_ns
+        if self._pools:
+            passed_s, dirty = (now_ns - looked_ns) * 1e-9, self._dirty
+            for number, (size, bytes_per_s) in enumerate(self._pools):
+                before = dirty[number]
+                if before < size:
+                    grown = size - (size - before) * math.exp(-bytes_per_s * passed_s / size)
+                    if grown > before:
+                        dirty[number] = grown
+        elif self._unsent is None:
+            return 0
         if self._unsent is None:
             return self._written_bytes
         return min(self.memory_bytes, round(self._left().total))
@@ -446,28 +457,30 @@ class Precopy:
 
     def round_done(self, now_ns: int) -> Verdict:
         """The present round is through: what follows. After NEXT, ``size_bytes`` is what the next one sends."""
-        took_ns = max(1, now_ns - self._began_ns)
+        settings, rounds, began_ns = self._settings, self.rounds, self._began_ns
+        took_ns = now_ns - began_ns or 1
         left = self.dirty_bytes(now_ns)
+        written_bytes = left if self._unsent is None else self._written_bytes
         carried_bytes = self._worth_bytes
         self._carried = carried_bytes, took_ns
-        self.rounds.append(
-            Round(self._size_bytes, self._began_ns, now_ns, left, self._written_bytes, self._read_ns)
-        )
-        limit_ns = self._settings.downtime_limit_at(now_ns - self._first_ns, self.memory_bytes)
-        budget_ns = limit_ns - self._settings.fixed_downtime_ns
+        read_ns = rounds[-1].ended_ns if rounds else self._first_ns
+        rounds.append(_new(Round, (self._size_bytes, began_ns, now_ns, left, written_bytes, read_ns)))
         if left < self._best_bytes:
             self._best_bytes, self._best_ns = left, now_ns
-        if left * took_ns <= budget_ns * carried_bytes or not left or self._is_hardly_anything(left):
-            return Verdict.STOP
-        if len(self.rounds) >= self._settings.max_rounds:
-            return _AT_CAP[self._settings.at_round_cap]
-        patience_ns = self._settings.progress_timeout_ns
+        if not left or self._is_hardly_anything(left):
+            return _STOP
+        limit_ns = settings.downtime_limit_at(now_ns - self._first_ns, self.memory_bytes)
+        if left * took_ns <= (limit_ns - settings.fixed_downtime_ns) * carried_bytes:
+            return _STOP
+        if len(rounds) >= settings.max_rounds:
+            return _AT_CAP[settings.at_round_cap]
+        patience_ns = settings.progress_timeout_ns
         if patience_ns and now_ns - self._best_ns > patience_ns:
             return Verdict.STALLED
         self._converge(left, carried_bytes)
         self._size_bytes, self._sends = left, self._dirty
         self._dirty = [0.0] * len(self._pools)
-        return Verdict.NEXT
+        return _NEXT
 
 
 def _untouched(pool: _Touched, touched_ns: float) -> float:
