@@ -372,7 +372,7 @@ class LiveMigrations:
         if left > precopy.memory_bytes or (guest.migration_handler and not self.settings.handler_believes_log):
             left = precopy.memory_bytes
         if one.ahead:
-            one.precopy.reads = Reads(*reads)
+            precopy.reads = Reads(*reads)
             one.pulled_bytes, left = left, 0
         if one.zero_bytes:
             one.unsent_zero_bytes = precopy.unsent_zeros(one.zero_bytes)
