@@ -323,4 +323,7 @@ class Arrivals:
             else:
                 host.vcpus.load(vcpu)
         host.chain.record_octets(host.clock.now_ns, _CAME, name.encode())
-        host.resume(name)
+        guest.state = _RUNNING
+        host.vcpus.start_paused(guest)
+        if host.clock.unsettled:
+            host.clock.settle()

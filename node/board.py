@@ -396,10 +396,6 @@ class Board:
         if not self.unlaid.settle(vm):
             self.residents.settle(self.vmcb(vm, 0))
 
-    def at_home(self, vm: str, vcpu: int) -> bool:
-        """Whether a VM's program is what runs with its control block."""
-        return vm in self.unlaid.vms or self.residents.at_home(self.vmcb(vm, vcpu))
-
     def nested_table_at(self, vm: str, nested_cr3: int) -> NestedPageTable:
         """The tables at a root: a VM's own, or what the hypervisor wrote there itself."""
         own = self.nested_table(vm)
@@ -437,15 +433,16 @@ class Board:
     def enter(self, vm: str, vcpu: int) -> int:
         """A vCPU begins to run: its save area is in use until it leaves, and it has the VMPL that stands there.
 
-        0, or the exit code of VMRUN that refuses it. An event that the last exit interrupted is injected again, as
-        hypervisors do.
+        0, or the exit code of VMRUN that refuses it, or of what it comes to at once behind another's key, where its
+        code is noise. An event that the last exit interrupted is injected again, as hypervisors do.
         """
         if vm in self.unlaid.vms:
             return self.unlaid.enter(vm, vcpu)
         vmcb = self.vmcb(vm, vcpu)
         self.running.preempt((vm, vcpu))
         self.events.put_back(vmcb)
-        return self._enter(vmcb)
+        code = self._enter(vmcb)
+        return code if code or self.residents.at_home(self.vmcb(vm, vcpu)) else int(ExitCode.SHUTDOWN)
 
     def kick(self, vmcb: Vmcb) -> int:
         """A vCPU exits, and is entered as its control block says; the code of that VMRUN, 0 if it runs again."""

@@ -132,10 +132,12 @@ class _Alike:
         """How many phases there are, and threads without end."""
 
     def begin_anew(self, latency_ns: float) -> None:
-        """Be as new, of one whose neighbours changed nothing about it."""
-        core_ns, miss, _ = self.now
-        self.rate = min(1.0 / (miss * latency_ns + core_ns), self.cap)
-        self.share = 1.0
+        """Be as new, of one whose neighbours change nothing about it."""
+        if self.capped_to_ns > latency_ns:
+            self.rate = self.cap
+        else:
+            core_ns, miss, _ = self.now
+            self.rate = min(1.0 / (miss * latency_ns + core_ns), self.cap)
         self.retired = self.waited = self.slowed = self.crowded = 0.0
 
 
@@ -149,12 +151,8 @@ class _Phase(NamedTuple):
     crowded_before: float
 
 
-class Occupied(NamedTuple):
-    """Threads of one load that run without end, and what it has retired when they would be through."""
-
-    alike: _Alike
-    end: float
-    threads: int
+Occupied = tuple[_Alike, float, int]
+"""Threads of one load that run without end: what it has retired when they would be through, and how many they are."""
 
 
 class Contention:
@@ -225,7 +223,7 @@ class Contention:
         alike = self._loads.get(load) or self._come(load)
         alike.count += threads
         self.running += threads
-        return _tuple(Occupied, (alike, alike.retired + _ENDLESS, threads))
+        return alike, alike.retired + _ENDLESS, threads
 
     def release(self, occupied: Occupied) -> None:
         """Take these out. Call ``solve`` afterwards."""
@@ -242,10 +240,12 @@ class Contention:
         """The first phase of a load is about to run."""
         latency, slowing = self.latency_ns, self._slowing
         alike = None if slowing else self._resting.pop(load, None)
-        if alike is None:
-            alike = _Alike(load, slowing, latency)
-        else:
+        if alike is not None:
             alike.begin_anew(latency)
+        else:
+            alike = _Alike(load, slowing, latency)
+            if len(self._resting) > _MOST_RESTING:
+                self._resting.clear()
         self._loads[load] = alike
         if load.misses is not None:
             self._crowdable += 1
@@ -259,8 +259,6 @@ class Contention:
         if load.misses is not None:
             self._crowdable -= 1
         if not self._neighbourly:
-            if len(self._resting) >= _MOST_RESTING:
-                self._resting.clear()
             self._resting[load] = alike
 
     def _count_anew(self, alike: _Alike) -> None:
@@ -433,8 +431,9 @@ class Contention:
         latency = self._idle_latency_ns * (1.0 + self._factor * u / (1.0 - u))
         if latency >= capped_to:
             return 0
-        self.latency_ns, self.utilisation = latency, u
-        return self._now_ns + max(1, ceil(first)) if first < _ENDLESS_NS else NEVER_NS
+        self.latency_ns = latency
+        self.utilisation = u
+        return NEVER_NS if first >= _ENDLESS_NS else self._now_ns + max(1, ceil(first))
 
     def _solve_latency(self) -> None:
         """Find the utilisation that makes the traffic which makes it, and leave its latency and rates set."""
@@ -502,7 +501,7 @@ class Contention:
                 left = (alike.ends[0][0] - alike.retired) / alike.rate
                 if left < first:
                     first = left
-        return self._now_ns + max(1, ceil(first)) if first < _ENDLESS_NS else NEVER_NS
+        return NEVER_NS if first >= _ENDLESS_NS else self._now_ns + max(1, ceil(first))
 
     def completed(self) -> list[int]:
         """The slots of the phases that are done at the present time, in ascending order; they stay until stopped."""

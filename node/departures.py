@@ -110,7 +110,7 @@ class Departures:
         self.under_way[name] = departure
         guest.dirty_log = DirtyLog()
         guest.changed = lambda: self._changed(departure)
-        return departure.rates.statement()
+        return departure.rates.stated
 
     def ask_devices(self, name: str, within_ns: int, told: Callable[[str | None], None]) -> None:
         """Have the guest let its trusted devices go.
@@ -138,7 +138,7 @@ class Departures:
 
     def statement(self, name: str) -> tuple[Pool, ...]:
         """The pools of a VM that is leaving, as they are now."""
-        return self.under_way[name].rates.statement()
+        return self.under_way[name].rates.stated
 
     def reads(self, name: str) -> Reads:
         """What a VM that is leaving reads all over, as it does now."""
@@ -410,7 +410,7 @@ class Departures:
         host.contention.advance(host.clock.now_ns)
         if departure.rates.look(host.clock.now_ns):
             departure.interval_ns = LOOK_NS
-            departure.restate(departure.rates.statement())
+            departure.restate(departure.rates.stated)
         else:
             departure.interval_ns = min(2 * departure.interval_ns, LONGEST_LOOK_NS)
         if departure.rates.is_stale():

@@ -8,6 +8,7 @@ changes it looks less and less often.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from node.contention import Contention
@@ -25,6 +26,8 @@ TOLERANCE = 0.1
 
 
 _COMPUTING = VcpuState.COMPUTING
+_new = tuple.__new__
+"""Makes a named tuple without the call of Python's that its class would add."""
 
 
 class Pool(NamedTuple):
@@ -48,7 +51,7 @@ NO_READS = Reads()
 
 def pools_of(bodies: tuple[tuple[int, float], ...]) -> tuple[Pool, ...]:
     """Pools that a host's message tells as plain tuples."""
-    return tuple([Pool(*body) for body in bodies])
+    return tuple([_new(Pool, body) for body in bodies])
 
 
 class DirtyRates:
@@ -56,25 +59,25 @@ class DirtyRates:
 
     def __init__(self, guest: Guest, contention: Contention, now_ns: int) -> None:
         self._contention = contention
-        self._pools: list[tuple[Vcpu, int, dict[int, float]]] = []
+        self._pools: list[tuple[Vcpu, int, Mapping[int, float]]] = []
         """vCPU, working set, and bytes written per instruction by number of the demand."""
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
-            self._pools += [(vcpu, size, rates) for size, rates in _written_sets(demands).items()]
+            for size, rates in _written_sets(demands):
+                self._pools.append((vcpu, size, rates))
         self._looked_ns = now_ns
-        self._before, self._stated = (self._written(), self.present()) if self._pools else ([], [])
-
-    def present(self) -> list[float]:
-        """Bytes a second written at this very moment, by pool."""
-        rate = self._contention.rate_per_ns
-        return [
-            rate(vcpu.slot) * 1e9 * rates.get(vcpu.registers.r14, 0.0) if vcpu.state is _COMPUTING else 0.0
-            for vcpu, _, rates in self._pools
-        ]
-
-    def statement(self) -> tuple[Pool, ...]:
+        self._before = self._written()
+        self.stated = self._present()
         """What was stated last."""
-        new = tuple.__new__
-        return tuple([new(Pool, (size, rate)) for (_, size, _), rate in zip(self._pools, self._stated, strict=True)])
+
+    def _present(self) -> tuple[Pool, ...]:
+        """Bytes a second written at this very moment."""
+        pools: list[Pool] = []
+        for vcpu, size, rates in self._pools:
+            rate = 0.0
+            if vcpu.state is _COMPUTING:
+                rate = self._contention.rate_per_ns(vcpu.slot) * 1e9 * rates.get(vcpu.registers.r14, 0.0)
+            pools.append(_new(Pool, (size, rate)))
+        return tuple(pools)
 
     def reads(self, guest: Guest) -> Reads:
         """What the VM reads at this very moment: a page, or what one of its TLB entries maps, for each TLB miss."""
@@ -95,7 +98,7 @@ class DirtyRates:
 
     def is_stale(self) -> bool:
         """Whether the rates of this moment are far from what was stated."""
-        return _far(self.present(), self._stated)
+        return _far(self._present(), self.stated)
 
     def begin_anew(self, now_ns: int) -> None:
         """What was written so far says nothing of what will be: measure from now on. Nothing is stated."""
@@ -107,11 +110,14 @@ class DirtyRates:
         if passed_s <= 0:
             return False
         after = self._written()
-        mean = [(new - old) / passed_s for new, old in zip(after, self._before, strict=True)]
+        mean = tuple([
+            Pool(size, (new - old) / passed_s)
+            for (_, size, _), new, old in zip(self._pools, after, self._before, strict=True)
+        ])  # fmt: skip
         self._looked_ns, self._before = now_ns, after
-        if not _far(mean, self._stated):
+        if not _far(mean, self.stated):
             return False
-        self._stated = mean
+        self.stated = mean
         return True
 
     def _written(self) -> list[float]:
@@ -128,17 +134,19 @@ class DirtyRates:
         return figures
 
 
-def _sets_of(demands: tuple[Demand, ...]) -> dict[int, dict[int, float]]:
+def _sets_of(demands: tuple[Demand, ...]) -> tuple[tuple[int, Mapping[int, float]], ...]:
     sets: dict[int, dict[int, float]] = {}
     for number, demand in enumerate(demands):
         if demand.written_set_bytes:
             rates = sets.setdefault(demand.written_set_bytes, {})
             rates[number] = demand.written_bytes_per_kilo_instruction / 1000.0
-    return sets
+    return tuple(sets.items())
 
 
 _written_sets = IdentityCache(_sets_of)
 
 
-def _far(rates: list[float], stated: list[float]) -> bool:
-    return any(abs(new - old) > TOLERANCE * max(new, old) for new, old in zip(rates, stated, strict=True))
+def _far(rates: tuple[Pool, ...], stated: tuple[Pool, ...]) -> bool:
+    return any(
+        abs(new - old) > TOLERANCE * max(new, old) for (_, new), (_, old) in zip(rates, stated, strict=True)
+    )  # fmt: skip

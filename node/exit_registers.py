@@ -13,7 +13,7 @@ from node.fault_answers import FAULTS
 from node.platform import Platform, Protection
 from node.program import FORGOTTEN, Registers
 from node.vcpu import Vcpu, VcpuState
-from node.vmsa import StoredArea, general_registers, load_registers, save_registers
+from node.vmsa import general_registers, load_registers, save_registers
 from psp.register_protection import NONCE_BYTES, is_asked_for, masked, with_nonce
 
 if TYPE_CHECKING:
@@ -56,19 +56,14 @@ def store_registers(board: Board, vcpu: Vcpu) -> None:
     board.save_areas.store(vmcb, bytes(page))
 
 
-def stored_registers(board: Board, vcpu: Vcpu) -> bytes | StoredArea:
-    """The save area where they are. Raises likewise."""
-    vm = vcpu.guest.spec.name
-    if vm in board.unlaid.vms:
-        return board.unlaid.save_area(vm, vcpu.index)
-    return board.save_areas.load(board.vmcb(vm, vcpu.index))
-
-
 def load_stored(board: Board, vcpu: Vcpu) -> None:
     """Load a vCPU's registers from its save area; where nobody can read that any more they stay as they are."""
-    own = vcpu.registers
+    own, vm = vcpu.registers, vcpu.guest.spec.name
     try:
-        page = stored_registers(board, vcpu)
+        if vm in board.unlaid.vms:
+            page = board.unlaid.save_area(vm, vcpu.index)
+        else:
+            page = board.save_areas.load(board.vmcb(vm, vcpu.index))
     except FAULTS:
         if own is FORGOTTEN:
             vcpu.registers = Registers()

@@ -48,6 +48,7 @@ class MigrationLoads:
         """A VM's stream is under way from now on."""
         if self._link and vm not in self._streams:
             self._contention.advance(self._clock.now_ns)
+            self._clock.unsettled = True
             self._streams[vm] = None
             self._share()
 
@@ -57,14 +58,13 @@ class MigrationLoads:
         if occupied is not None:
             self._contention.advance(self._clock.now_ns)
             self._contention.release(occupied)
-            self._share()
+            self._clock.unsettled = True
+            if self._streams:
+                self._share()
 
     def _share(self) -> None:
         """Let all streams go at even shares of the link."""
-        self._clock.unsettled = True
         streams, contention = self._streams, self._contention
-        if not streams:
-            return
         load, threads = self._known.get(len(streams)) or self._shares(len(streams))
         for vm, occupied in streams.items():
             if occupied is not None:

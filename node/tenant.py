@@ -287,8 +287,8 @@ class Tenant:
 _Facts = tuple[int, tuple[tuple[Demand, ...], ...]]
 """Where the boot processor leaves its start-up code, and each vCPU's demands."""
 _MOST_KNOWN = 1 << 14
-_known: dict[tuple[object, ...], tuple[tuple[object, ...], _Facts]] = {}
-"""Of programs that were built before; with the objects whose identities are in the key, lest others get them."""
+_known: dict[tuple[object, ...], tuple[GuestMemoryMap, _Facts]] = {}
+"""Of programs that were built before; with the map whose identity is in the key, lest another gets it."""
 _seen: dict[int, tuple[TenantSpec, ProgramFactory, _Facts]] = {}
 """The same by the identity of a specification, which is held here lest another gets it."""
 
@@ -299,8 +299,12 @@ def _key(spec: TenantSpec, factory: ProgramFactory) -> tuple[object, ...] | None
         return None
     if spec.kernel is not CAREFUL and spec.kernel != CAREFUL:
         return None
-    whole = id(factory), id(spec.program), id(spec.memory)
-    return (*whole, spec.name, spec.seed, spec.generation, len(spec.reset_rips), spec.devices_move)
+    program, vcpus = spec.program, len(spec.reset_rips)
+    kinds = tuple([type(value) for _, value in program.parameters])  # 1, 1.0 and True are one key.
+    return (
+        factory, program.name, program.parameters, kinds, id(spec.memory), spec.name, spec.seed, spec.generation,
+        vcpus, spec.devices_move,
+    )  # fmt: skip
 
 
 def _facts_of(spec: TenantSpec, factory: ProgramFactory) -> _Facts | None:
@@ -321,7 +325,7 @@ def _note_facts(spec: TenantSpec, factory: ProgramFactory, facts: _Facts) -> Non
     if key is not None:
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
-        _known[key] = (factory, spec.program, spec.memory), facts
+        _known[key] = spec.memory, facts
 
 
 def local_tenants(

@@ -91,8 +91,6 @@ class VcpuRunner:
         """VMRUN; a VM whose registers were tampered with ends."""
         guest = vcpu.guest
         code = self._board.enter(guest.spec.name, vcpu.index)
-        if not code and not self._board.at_home(guest.spec.name, vcpu.index):
-            code = ExitCode.SHUTDOWN  # Behind another key its code is noise.
         if code:
             self._power_off(guest, code & 0xFF)
         elif vcpu.levels is not None:
@@ -133,6 +131,10 @@ class VcpuRunner:
             if vcpu.state not in _MIDWAY:
                 for thread in vcpu.threads:
                     guest.software.rebuild(thread)
+        self.start_paused(guest)
+
+    def start_paused(self, guest: Guest) -> None:
+        """Go on with a VM's paused vCPUs from their save areas."""
         for vcpu in guest.vcpus:
             if vcpu.state is _PAUSED:
                 self.load(vcpu)

@@ -332,9 +332,9 @@ def test_what_was_written_in_no_time_says_nothing_of_how_fast():
     run(host, 5_000_000)
     host.contention.advance(host.now_ns)
     rates = DirtyRates(guest, host.contention, host.now_ns)
-    stated = rates.statement()
+    stated = rates.stated
     assert not rates.look(host.now_ns)
-    assert rates.statement() == stated
+    assert rates.stated == stated
 
 
 def test_a_stream_with_digests_of_fewer_pages_is_not_the_source_s():
