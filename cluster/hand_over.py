@@ -299,13 +299,23 @@ class Mine(NamedTuple):
     heard: Heard
 
 
+def goes_on(mine: Mine, row: HostStep) -> Mine:
+    """What a host has, and remembers, after the command of a row that is of the move it is in."""
+    _, number, heard = mine
+    to, report = row
+    if report is _RUNS:
+        heard = _new(Heard, (heard.newest, number, heard.stayed))
+    elif report is _STAYED:
+        heard = _new(Heard, (heard.newest, heard.started, number))
+    return _new(Mine, (to, -1 if to in _ENDED else number, heard))
+
+
 def told(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None]:
     """What a host has, and says, after a command; None for silence. It remembers before it says anything."""
     holding, current, heard = mine
     row = HOST.get((holding, command))
     if row is None:
         return _passed(mine, command, number)
-    to, report = row
     if current != number:
         newest, started, stayed = heard
         if number > newest and command in BEGINNINGS:
@@ -315,11 +325,7 @@ def told(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None
             heard = _new(Heard, (number, started, stayed))
         elif command is not _DESTROY or started != number:
             return _passed(mine, command, number)
-    if report is _RUNS:
-        heard = _new(Heard, (heard.newest, number, heard.stayed))
-    elif report is _STAYED:
-        heard = _new(Heard, (heard.newest, heard.started, number))
-    return _new(Mine, (to, -1 if to in _ENDED else number, heard)), report
+    return goes_on(_new(Mine, (holding, number, heard)), row), row.report
 
 
 def _passed(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None]:

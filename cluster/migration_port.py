@@ -14,7 +14,7 @@ from typing import Any
 from cluster import hand_over
 from cluster.agent_certificates import agent_certified, with_own_chain
 from cluster.guest_body import GuestBody, guest_of
-from cluster.hand_over import Command, Heard, Holding, Mine, Report
+from cluster.hand_over import HOST, Command, Heard, Holding, HostStep, Mine, Report, goes_on
 from node.departures import Stopped
 from node.dirty_rates import Pool
 from node.guest import GuestSpec, GuestState
@@ -31,7 +31,12 @@ Send = Callable[[str, tuple[object, ...]], None]
 """Sends a message of a kind with these fields to the control plane."""
 
 _HERE = (GuestState.RUNNING, GuestState.PAUSED, GuestState.STOPPED)
-_NEW = Mine(Holding.NOTHING, -1, Heard())
+_KEEPS, _LEAVING, _NOTHING, _RUNS, _STANDS, _WHOLE = (
+    Holding.KEEPS, Holding.LEAVING, Holding.NOTHING, Holding.RUNS, Holding.STANDS, Holding.WHOLE
+)  # fmt: skip
+"""As in ``node.vcpu_runner``, lest each command looks them up in their enumeration."""
+_READY, _STOPPED, _PLACE, _CAME, _STARTED = Report.READY, Report.STOPPED, Report.PLACE, Report.WHOLE, Report.RUNS
+_NEW = Mine(_NOTHING, -1, Heard())
 _new = tuple.__new__
 """Makes a named tuple without the call of Python's that its class would add."""
 _KEYS = 0
@@ -94,6 +99,11 @@ class MigrationPort:
                 (Command.GIVE_BACK, self._give_place_back),
             )
         }  # fmt: skip
+        self._steps: Mapping[tuple[Holding, str], tuple[HostStep, Callable[..., None], bool]] = {
+            (had, kind): (row, self._done[kind][1], kind is Command.GO)
+            for (had, kind), row in HOST.items() if row.to is not had
+        }  # fmt: skip
+        """The rows by which a move goes on: what carries them out, and whether what is being laid down has to wait."""
         self._between: Mapping[str, Callable[..., None]] = {
             "seal": self._seal, "open": self._open, "round": self._round, "slow": self._slow,
             "ahead": self._ahead, "stall": self._stall,
@@ -106,15 +116,24 @@ class MigrationPort:
         known = self._known.get(vm)
         if known is None:
             known = self._known[vm] = _Known()
-        row = self._done.get(kind)
-        if row is None:
+        before = known.mine
+        if before.number == number and (step := self._steps.get((before.holding, kind))) is not None:
+            # As most that comes: the next command of the move that it is in.
+            row, done, is_laid_first = step
+            if not (is_laid_first and self._host.arrivals.is_laying(vm)):
+                known.mine = after = goes_on(before, row)
+                if after.number < 0:
+                    known.rest()
+                done(known, *fields)
+                return
+        asked = self._done.get(kind)
+        if asked is None:
             self._between[kind](known, *fields)
             return
-        command, done = row
+        command, done = asked
         if command is Command.GO and self._host.arrivals.is_laying(vm):
             self._send("busy", (number,))  # What comes of that will be said, and answered.
             return
-        before = known.mine
         if before.number < 0:
             before = self._at_rest(vm, before.heard)
         after, report = hand_over.told(before, command, number)
@@ -155,7 +174,7 @@ class MigrationPort:
     def _at_rest(self, vm: str, heard: Heard) -> Mine:
         """What the host has of a VM that is in no move."""
         guest = self._host.guests.get(vm)
-        return _new(Mine, (Holding.RUNS if guest is not None and guest.state in _HERE else Holding.NOTHING, -1, heard))
+        return _new(Mine, (_RUNS if guest is not None and guest.state in _HERE else _NOTHING, -1, heard))
 
     def _say(self, known: _Known, kind: str, fields: tuple[object, ...]) -> None:
         known.said = (kind, fields)
@@ -211,7 +230,7 @@ class MigrationPort:
             return
 
         def told(wrong: str | None) -> None:
-            if not known.has(Holding.LEAVING, number):
+            if not known.has(_LEAVING, number):
                 return  # It was called off meanwhile.
             if wrong is not None:
                 self._say(known, "stays", (number, _NAMES[wrong], wrong))
@@ -229,7 +248,7 @@ class MigrationPort:
         if spec.svsm and spec.machine.by_agents:
             memory_bytes += IMAGE_BYTES
         held = self._host.departures.zero_pages(vm) if looks else (0, 0)
-        self._say(known, Report.READY, (number, memory_bytes, _bodies(pools), self._platform(spec), *held))
+        self._say(known, _READY, (number, memory_bytes, _bodies(pools), self._platform(spec), *held))
 
     def _seal(self, known: _Known, number: int, vm: str, certificates: bytes) -> None:
         if not self._is_new(known, number, _KEYS):
@@ -239,7 +258,7 @@ class MigrationPort:
             certificates = with_own_chain(certificates, self._host.board.psp, self._laboratory)
 
         def told(wrong: str | None, session: bytes) -> None:
-            if not known.has(Holding.LEAVING, number):
+            if not known.has(_LEAVING, number):
                 return  # It was called off meanwhile.
             name = None if wrong is None else _NAMES.get(wrong, wrong)
             if session and is_attested(self._host.guests[vm].spec):
@@ -249,11 +268,11 @@ class MigrationPort:
         self._host.departures.seal(vm, certificates, told)
 
     def _slow(self, known: _Known, number: int, vm: str, standing_still: float, most_bytes_per_s: float) -> None:
-        if known.has(Holding.LEAVING, number):
+        if known.has(_LEAVING, number):
             self._host.departures.slow(vm, standing_still, most_bytes_per_s)
 
     def _ahead(self, known: _Known, number: int, vm: str) -> None:
-        if known.has(Holding.STANDS, number):
+        if known.has(_STANDS, number):
             self._host.departures.hand_on(vm)
 
     def _stall(self, known: _Known, number: int, vm: str, since: int, standing_still: float, answer: bool) -> None:
@@ -287,14 +306,14 @@ class MigrationPort:
             self._say(known, "stays", (number, _NAMES.get(why, "NOT_SENT"), why))
 
         def done(stopped: Stopped | None) -> None:
-            if not known.has(Holding.STANDS, number):
+            if not known.has(_STANDS, number):
                 return
             if stopped is None:
                 self._say(known, "ended", (number,))
                 return
             state = stopped.state
             self._say(
-                known, Report.STOPPED,
+                known, _STOPPED,
                 (
                     number, Stream(state, known.peer), PageDigests(state.pages), stopped.books.body(),
                     stopped.written_pages, stopped.stopped_ns, stopped.unsent_pages, reads,
@@ -322,7 +341,7 @@ class MigrationPort:
         platform = self._platform(spec)
 
         def told(wrong: str | None, certificates: bytes) -> None:
-            if not known.has(Holding.KEEPS, number):
+            if not known.has(_KEEPS, number):
                 return  # It is not awaited any more.
             if certificates and is_attested(spec):
                 certificates = agent_certified(certificates, self._host.board.psp, self._laboratory)
@@ -330,7 +349,7 @@ class MigrationPort:
                 from cluster.platform_certificates import certified  # noqa: PLC0415 - few guests ask for AMD's
 
                 certificates = certified(certificates, self._host.board.psp.legacy.keys.chip)
-            self._say(known, Report.PLACE, (number, wrong, certificates, platform))
+            self._say(known, _PLACE, (number, wrong, certificates, platform))
 
         self._host.arrivals.prepare(spec, told)
 
@@ -339,7 +358,7 @@ class MigrationPort:
             return
 
         def told(wrong: str | None) -> None:
-            if known.has(Holding.KEEPS, number):
+            if known.has(_KEEPS, number):
                 self._say(known, "opened", (number, wrong))
 
         self._host.arrivals.open(vm, session, told)
@@ -359,10 +378,10 @@ class MigrationPort:
         before = self._host.arrivals.pages_checked
 
         def told(wrong: str | None) -> None:
-            if not known.has(Holding.WHOLE, number):
+            if not known.has(_WHOLE, number):
                 return  # It is not awaited any more.
             if wrong is None:
-                self._say(known, Report.WHOLE, (number, self._host.arrivals.pages_checked - before))
+                self._say(known, _CAME, (number, self._host.arrivals.pages_checked - before))
             else:
                 known.mine, report = hand_over.gave_up(known.mine)
                 known.rest()
@@ -383,7 +402,7 @@ class MigrationPort:
                 vm, lambda trusted: self._send("settled", (number, host.now_ns, trusted.bit_count(), devices))
             )
         self._host.arrivals.start(vm)
-        self._send(Report.RUNS, (number, self._host.now_ns))
+        self._send(_STARTED, (number, self._host.now_ns))
 
     def _give_place_back(self, known: _Known, number: int, vm: str, answer: bool) -> None:
         self._host.arrivals.abandon(vm)

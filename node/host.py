@@ -408,7 +408,10 @@ class Host:
 
     def _placed(self, vm: str, areas: tuple[int, ...]) -> None:
         """Where save areas are that nobody had asked for."""
-        for vcpu, spa in zip(self.guests[vm].vcpus, areas, strict=False):  # None as long as it has not begun to run.
+        guest = self.guests.get(vm)
+        if guest is None:
+            return  # Its place is being given back.
+        for vcpu, spa in zip(guest.vcpus, areas, strict=False):  # None as long as it has not begun to run.
             vcpu.save_area_spa = spa
         self.arrivals.placed(vm, areas)
 
