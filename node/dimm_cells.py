@@ -152,7 +152,7 @@ class DimmCells:
         if self._watched:
             self._tell_watchers(spa, length)
         self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, laid)
-        if self._written:
+        if self._written and self._any_written(spa, length):
             self._erase(spa, spa + length)
 
     def refill(self, spa: int, length: int, was: Fill | None, fill: Fill) -> list[tuple[int, int]]:
@@ -376,17 +376,13 @@ class DimmCells:
             self._check_far(spa, length)
         if self._watched:
             self._tell_watchers(spa, length)
-        if (spa | length) % PAGE_BYTES:
-            self._make_real(spa, length)
-        else:
-            self._laid.put(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES, None)
-        if self._written:
+        if self._laid.starts:
+            self._forget_laid(spa, length)
+        if self._written and self._any_written(spa, length):
             self._erase(spa, spa + length)
 
     def _erase(self, spa: int, stop: int) -> None:
-        """Zero what chunks hold of a range."""
-        if not self._any_written(spa, stop - spa):
-            return
+        """Zero what chunks hold of a range in which somebody wrote."""
         for number, start, end in self._used_pieces(spa, stop):
             chunk = self._chunks[number]
             first, last = -(-start // PAGE_BYTES) * PAGE_BYTES, end // PAGE_BYTES * PAGE_BYTES

@@ -67,8 +67,12 @@ class FrameAllocator:
         """Counts how often acts that waited were carried out."""
         self._room = -1
         """The longest free run before any act that waits, -1 until it is asked for."""
-        self._held_bytes = self._held_pieces = self._last_bytes = 0
-        """What was taken in this era and is held, but for what came from the end of memory; and all that ever did."""
+        self._low_pages = 0
+        """Pages below it in runs that are too short for anything but pages."""
+        self._held_bytes = self._held_runs = self._held_pages = 0
+        """What was taken in this era and is held, but for what came from the end of memory."""
+        self._pages = self._last_bytes = 0
+        """All that was taken in this era of single pages, or of runs as short, and from the end of memory."""
 
     @property
     def free_bytes(self) -> int:
@@ -85,15 +89,25 @@ class FrameAllocator:
 
         What they hold cuts the run that was the longest into gaps, one more than it has pieces, but for what
         they have taken from its end. If no gap has room for a request, with what is lost to its alignment, that run is
-        no longer than the pieces and as many requests.
+        no longer than the pieces and as many requests. Single pages come from below it as long as there are some.
         """
         if self._room < 0:
-            self._room = max([end - start for start, end in zip(self._starts, self._ends, strict=True)], default=0)
+            self._measure()
         run, pages, last = wanted
-        before, gaps = self._held_bytes, self._held_pieces + 1
-        behind, more = before + run + pages * PAGE_BYTES, gaps + pages + (run > 0)
-        used = max(before + gaps * (run + LARGE_PAGE_BYTES), behind + more * (last + LARGE_PAGE_BYTES))
-        return used + self._last_bytes + last < self._room
+        before, gaps = self._held_bytes, self._held_runs + 1
+        if self._pages + pages > self._low_pages or run < LARGE_PAGE_BYTES:
+            gaps += self._held_pages + pages
+        used = before + gaps * (run + LARGE_PAGE_BYTES) + pages * PAGE_BYTES + self._last_bytes + last
+        return used + (gaps + 1) * (last + LARGE_PAGE_BYTES) < self._room
+
+    def _measure(self) -> None:
+        longest = low = 0
+        for start, end in zip(self._starts, self._ends, strict=True):
+            if end - start > longest:
+                longest, self._low_pages = end - start, low
+            if end - start < LARGE_PAGE_BYTES:
+                low += (end - start) // PAGE_BYTES
+        self._room = longest
 
     def take_later(self, act: Callable[[], object], wanted: Wanted, rest: int = 0) -> bool:
         """Have ``act`` take this once somebody asks where it is; False where it might not find the run in one piece.
@@ -109,7 +123,9 @@ class FrameAllocator:
         run, pages, last = wanted
         self.put_off(act, run + (pages - rest) * PAGE_BYTES + last)
         self._held_bytes += run + pages * PAGE_BYTES
-        self._held_pieces += pages + (run > 0)
+        self._held_runs += run > 0
+        self._held_pages += pages
+        self._pages += pages if run >= LARGE_PAGE_BYTES else pages + -(-run // PAGE_BYTES)
         self._last_bytes += last
         return True
 
@@ -126,7 +142,8 @@ class FrameAllocator:
         given = run + pages * PAGE_BYTES
         if era == self.era:
             self._held_bytes -= given
-            self._held_pieces -= pages + (run > 0)
+            self._held_runs -= run > 0
+            self._held_pages -= pages
         self.put_off(act, -given - last)
 
     def put_off(self, act: Callable[[], object], taken: int) -> None:
@@ -146,7 +163,7 @@ class FrameAllocator:
         acts, self._acts = self._acts, []
         used, told, self.released = self.used_bytes, self.released, None
         self.used_bytes -= sum([taken for _, taken in acts])
-        self._held_bytes = self._held_pieces = self._last_bytes = 0
+        self._held_bytes = self._held_runs = self._held_pages = self._pages = self._last_bytes = 0
         self.era += 1
         for act, _ in acts:
             act()

@@ -48,7 +48,7 @@ class FreeMemoryWatch:
     def goes_on(self) -> bool:
         """Whether it is on and has seen nothing; else it ends. Changes of the RMP elsewhere end it, too."""
         rmp = self._board.rmp
-        if self.starts and rmp is not None and rmp.checks.changes != self._rmp_changes:
+        if self.starts and rmp is not None and rmp.checks.runs.changes != self._rmp_changes:
             self.end()
         return bool(self.starts)
 
@@ -58,7 +58,7 @@ class FreeMemoryWatch:
         if frames is None:
             return False
         if rmp is not None:
-            self._rmp_changes = rmp.checks.changes
+            self._rmp_changes = rmp.checks.runs.changes
         frames.released = self._add
         self._add(frames.free_runs())
         if not self.starts:
@@ -86,9 +86,12 @@ class FreeMemoryWatch:
         """Keep a range, if that is true of it."""
         board = self._board
         rmp = board.rmp
+        # Of entries that lie in DRAM nobody would hear; memory without any is the host's.
         if rmp is not None and not rmp.checks.are_without_entries(spa, length):
-            return False  # Of entries that lie in DRAM nobody would hear.
-        return may_be_written(board, spa, length) and board.dram.cells.keep_blank(spa, length, self._touched)
+            return False
+        if spa + length > board.controller.answers_to:
+            return False
+        return board.dram.cells.keep_blank(spa, length, self._touched)
 
     def _touched(self, _spa: int, _length: int) -> None:
         self.end()  # Who turns out to be there is told next.

@@ -56,7 +56,8 @@ class RmpChecks:
         self.matches_gpa = Protection.GPA_MATCH not in disabled
         self.asks_validated = Protection.VALIDATED_BIT not in disabled
         self._table = table
-        self._runs = table.runs
+        self.runs = table.runs
+        """Entries that lie in no DRAM; for others only to see whether any has changed."""
         self._switches = switches
         self._in_use: list[int] = []
         if not switches.sev_reads_checked:
@@ -65,14 +66,9 @@ class RmpChecks:
             self.check_host_write = self._let_host_write  # type: ignore[method-assign]
             self.check_guest_write = self._let_guest_write  # type: ignore[method-assign]
 
-    @property
-    def changes(self) -> int:
-        """Counts whatever may change a page's entry but for stores to the table itself."""
-        return self._runs.changes
-
     def are_without_entries(self, spa: int, length: int) -> bool:
         """Whether no page of a range has had an entry but that of a page of the host's since the table was made."""
-        return self._runs.is_gap(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)
+        return self.runs.is_gap(spa // PAGE_BYTES, (spa + length) // PAGE_BYTES)
 
     def check_guest_private(
         self,
@@ -94,7 +90,7 @@ class RmpChecks:
         """
         page, last = spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES
         while True:
-            found = self._runs.words(page)
+            found = self.runs.words(page)
             if found is None:
                 break
             start, end, low, high = found
@@ -128,8 +124,8 @@ class RmpChecks:
     def check_host_write(self, spa: int, length: int) -> None:
         """A store of the host, by any means: no page may be assigned. Raises RmpFault with a #PF's error code."""
         first, last = spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES + 1
-        start, end = self._runs.gap
-        if length > 0 and ((start <= first and last <= end) or self._runs.is_gap(first, last)):
+        start, end = self.runs.gap
+        if length > 0 and ((start <= first and last <= end) or self.runs.is_gap(first, last)):
             return
         at = self._first_assigned(spa, length)
         if at is not None:
@@ -137,7 +133,7 @@ class RmpChecks:
 
     def check_guest_write(self, spa: int, length: int, *, encrypted: bool = False) -> None:
         """A store of a guest to shared memory, or of a SEV guest to any: no page may be assigned. Raises RmpFault."""
-        if self._runs.is_gap(spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES + 1) and length > 0:
+        if self.runs.is_gap(spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES + 1) and length > 0:
             return
         at = self._first_assigned(spa, length)
         if at is not None:
@@ -160,7 +156,7 @@ class RmpChecks:
 
         ``needs`` are permission bits, ``access`` the error bits of a nested fault. Raises RmpFault.
         """
-        if self._runs.is_gap(spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES + 1) and length > 0:
+        if self.runs.is_gap(spa // PAGE_BYTES, (spa + length - 1) // PAGE_BYTES + 1) and length > 0:
             return
         at = self._first_assigned(spa, length)
         if at is not None:
@@ -181,7 +177,7 @@ class RmpChecks:
 
     def _first_assigned(self, spa: int, length: int) -> int | None:
         page, last = spa // PAGE_BYTES, (spa + max(length, 1) - 1) // PAGE_BYTES
-        for start, end, run in self._runs.pieces(page, last + 1):
+        for start, end, run in self.runs.pieces(page, last + 1):
             if run is None:
                 continue
             if run == IN_DRAM:

@@ -21,6 +21,7 @@ Who = tuple[str, int]
 """A VM and the number of its vCPU."""
 NOWHERE = -1
 """In place of the address of a save area that nobody has asked for, nor for any page near."""
+_NO_PAGE = (None, NOWHERE)
 
 
 class RunningVcpus:
@@ -105,17 +106,20 @@ class RunningVcpus:
                 del self.threads[thread]
 
     def _use(self, who: Who, area: int | None) -> None:
-        before = self._areas.get(who)
+        areas = self._areas
+        before = areas.get(who)
         if before == area:
             return
         if area is None:
-            del self._areas[who]
+            del areas[who]
         else:
-            self._areas[who] = area
+            areas[who] = area
+        if before in _NO_PAGE and area in _NO_PAGE:
+            return
         rmp = self._rmp()
         if rmp is None:
             return
-        if before is not None and before != NOWHERE and before not in self._areas.values():
+        if before not in _NO_PAGE and before not in areas.values():
             rmp.checks.leave(before)
-        if area is not None and area != NOWHERE:
+        if area not in _NO_PAGE:
             rmp.checks.enter(area)

@@ -133,10 +133,11 @@ class UnlaidMoves:
         unlaid.take_areas(vm, place, len(saved))
 
         def back() -> tuple[Entered, bytes] | None:
-            octets = unlaid.fill(vm, place, state.pages, saved)
-            if octets is None:
+            found = unlaid.fill(vm, place, state.pages, saved)
+            if found is None:
                 return None
-            return _new(Entered, (0, unlaid.save_areas(vm), place.launched_gpas, 0, 0, ())), octets
+            areas, octets = found
+            return _new(Entered, (0, areas, state.launched, 0, 0, ())), octets
 
         def task() -> FillTask:
             return fill_at(hypervisor, spec, state, list(zip(place.areas, saved, strict=True)))

@@ -178,10 +178,6 @@ class UnlaidVms:
         one = self.vms[vm]
         return one.stored[vcpu] if vcpu in one.stored else one.contents[one.areas[vcpu]]
 
-    def save_areas(self, vm: str) -> tuple[int, ...]:
-        """Where they are."""
-        return tuple(self.vms[vm].areas.values())
-
     def store_registers(self, vm: str, vcpu: int, registers: tuple[int, ...]) -> None:
         """What its exit leaves there."""
         one = self.vms[vm]
@@ -243,10 +239,12 @@ class UnlaidVms:
             self.free_memory.end()
         place.take_areas(count)
 
-    def fill(self, vm: str, place: VmPlace, pages: Pages, saved: Sequence[bytes | StoredArea]) -> bytes | None:
+    def fill(
+        self, vm: str, place: VmPlace, pages: Pages, saved: Sequence[bytes | StoredArea]
+    ) -> tuple[tuple[int, ...], bytes] | None:
         """The stores of pages, by GPA, and of save areas; control blocks; the loads of pages; and the first VMRUN.
 
-        What the loads bring; None where it cannot be put off.
+        Where the save areas are, and what the loads bring; None where it cannot be put off.
         """
         one, board = self.vms.get(vm), self._board
         if one is None or board.observer is not None or board.running.threads or one.areas:
@@ -256,13 +254,14 @@ class UnlaidVms:
                 return None
         if one.waits is None:
             octets = self._fill(vm, one, pages, tuple(zip(place.areas, saved, strict=True)))
-            if octets is not None:
-                board.running.take((vm, 0), 0, one.areas[0])
-            return octets
-        one.pages, one.stored = pages, dict(enumerate(saved))
-        one.areas = dict.fromkeys(one.stored, NOWHERE)
+            if octets is None:
+                return None
+            board.running.take((vm, 0), 0, one.areas[0])
+            return place.areas, octets
+        areas = (NOWHERE,) * len(saved)
+        one.pages, one.stored, one.areas = pages, dict(enumerate(saved)), dict(enumerate(areas))
         board.running.take((vm, 0), 0, NOWHERE)
-        return b"".join([data for _, data in pages])
+        return areas, b"".join([data for _, data in pages])
 
     def _fill(
         self, vm: str, one: _Unlaid, pages: Pages, areas: Sequence[tuple[int, bytes | StoredArea]]
@@ -324,7 +323,7 @@ class UnlaidVms:
             return False
         if one.waits is not None:
             del self._waiting[vm]
-            self._forget(vm, one)
+            self._forget(vm)
             place.give_back_later()
             return True
         if len(one.ram) != 1:
@@ -336,7 +335,8 @@ class UnlaidVms:
                     self._expect_free(spa, PAGE_BYTES)
         except _NowError:
             return False
-        self._forget(vm, one)
+        self._let_go(one)
+        self._forget(vm)
         place.give_back()
         return True
 
@@ -473,12 +473,12 @@ class UnlaidVms:
     def _vmcb_clear(self, vm: str, one: _Unlaid, clear: op.VmcbClear) -> op.Answer:
         if clear.vm != vm or one.contents:
             raise _NowError
-        self._forget(vm, one)
+        self._let_go(one)
+        self._forget(vm)
         return None
 
-    def _forget(self, vm: str, one: _Unlaid) -> None:
+    def _forget(self, vm: str) -> None:
         board = self._board
-        self._let_go(one)
         del self.vms[vm]
         # Whatever else the board has by a VM's name, it has since somebody looked.
         board.traced.discard(vm)

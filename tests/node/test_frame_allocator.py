@@ -175,11 +175,11 @@ class Tenant:
 class PutOff(RuleBasedStateMachine):
     """Two allocators are asked for the same; of one everything that may be is put off."""
 
-    @initialize(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=3))
+    @initialize(lengths=st.lists(st.integers(0, 60), min_size=1, max_size=3))
     def start(self, lengths: list[int]) -> None:
         ranges, at = [], LARGE + PAGE
         for length in lengths:
-            ranges.append((at, length * LARGE + 3 * PAGE))
+            ranges.append((at, length * LARGE + 5 * PAGE))
             at += (length + 1) * LARGE
         self.now, self.later = FrameAllocator(ranges), FrameAllocator(ranges)
         self.ranges = ranges
