@@ -44,7 +44,7 @@ _NO_POST_COPY = ", and post-copy is not for memory that firmware carries"
 _LEAST_RATIO = 1e-6
 """Of bytes on the wire to bytes of memory, so that one can be told from the other."""
 # What every move comes by, at hand: an enumeration takes longer to give a member out than Python to do a line.
-_PRE, _STANDS, _DRAINING = Phase.PRE, Phase.STOPPED, Phase.DRAINING
+_PRE, _STANDS, _DRAINING, _DOUBTED = Phase.PRE, Phase.STOPPED, Phase.DRAINING, Phase.DOUBTED
 _ADMITTED, _ROUNDS_DONE, _STOPPED = Event.ADMITTED, Event.ROUNDS_DONE, Event.STOPPED
 _CARRIED, _WHOLE, _RUNS = Event.CARRIED, Event.WHOLE, Event.RUNS
 _ROUND, _BETWEEN, _LOG_READ = Copying.ROUND, Copying.BETWEEN, Due.LOG_READ
@@ -130,7 +130,7 @@ class LiveMigrations:
         """Whether there is no way between a move's hosts, or one of them has nothing of it any more."""
         if one.source_lost or one.target_lost:
             return True
-        return bool(self.down) and bool(self.down.get(one.source) or self.down.get(one.destination))
+        return bool(self.down.get(one.source) or self.down.get(one.destination)) if self.down else False
 
     # Time.
 
@@ -524,7 +524,7 @@ class LiveMigrations:
 
     def wants_answer(self, one: Migration) -> bool:
         """Whether a host is to say that it did as told."""
-        return one.phase is Phase.DOUBTED or self.patience.again_after_ns > 0
+        return self.patience.again_after_ns > 0 or one.phase is _DOUBTED
 
     # When messages are lost, and when the control plane itself crashes.
 
