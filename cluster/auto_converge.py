@@ -11,17 +11,16 @@ if TYPE_CHECKING:
 
 def slow_down(live: LiveMigrations, one: Migration) -> None:
     """Tell the source how far, where that has changed."""
-    assert one.precopy is not None
-    assert one.guest is not None
-    standing_still = one.precopy.throttle
-    if one.guest.migration_handler and one.flows:
-        rate = live.fabric.rate(one.number)
-        standing_still = live.settings.beside_handler(standing_still, rate, one.guest.vcpus)
-    if one.precopy.rounds:
-        last, pace = one.precopy.rounds[-1], 1.0 - one.slowed[0]
-        share = live.settings.log_share(last.dirty_bytes_per_s, pace, one.guest.vcpus)
+    settings, precopy, guest, slowed = live.settings, one.precopy, one.guest, one.slowed
+    assert precopy is not None
+    assert guest is not None
+    standing_still = precopy.throttle
+    if guest.migration_handler and one.flows:
+        standing_still = settings.beside_handler(standing_still, live.fabric.rate(one.number), guest.vcpus)
+    if precopy.rounds:
+        share = settings.log_share(precopy.rounds[-1].dirty_bytes_per_s, 1.0 - slowed[0], guest.vcpus)
         standing_still = 1.0 - (1.0 - standing_still) * (1.0 - share)
-    wanted = (standing_still, live.settings.dirty_limit_bytes_per_s)
-    if wanted != one.slowed:
+    wanted = (standing_still, settings.dirty_limit_bytes_per_s)
+    if wanted != slowed:
         one.slowed = wanted
         live.send(one.source, "slow", (one.number, one.order.vm, *wanted))

@@ -120,8 +120,8 @@ class ControlPlane:
             if answered is None:
                 self._hear_of_others(message, now_ns)
             elif faults is None:
-                said = message.payload
-                answered(migrations, migrations.all[said[0]], now_ns, *said[1:])
+                number, *said = message.payload
+                answered(migrations, migrations.all[number], now_ns, *said)
             else:
                 self._hear(message, faults)
         # As ``next_event_ns`` says. What comes of what is due may be due, too.

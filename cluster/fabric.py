@@ -56,15 +56,17 @@ class _Path:
 class _Flow:
     __slots__ = ("cap", "end_ns", "name", "number", "path", "rate", "remaining", "size", "updated_ns")
 
-    def __init__(self, name: Name, number: int, path: _Path, size: float, cap: float, now_ns: int) -> None:
+    def __init__(
+        self, name: Name, number: int, path: _Path, size: float, cap: float, rate: float, now_ns: int, end_ns: int
+    ) -> None:
         self.name = name
         self.number = number
         self.path = path
         self.size = self.remaining = size
         self.cap = cap
-        self.rate = 0.0
+        self.rate = rate
         self.updated_ns = now_ns
-        self.end_ns = NEVER
+        self.end_ns = end_ns
         """When it ends at this rate; -1 when it is over."""
 
 
@@ -82,7 +84,7 @@ class Fabric:
         self._paths: dict[tuple[str, str], _Path] = {}
         """Of pairs of hosts that somebody has sent between."""
         self._flows: dict[Name, _Flow] = {}
-        nobody = _Flow("", 0, _Path(()), 0.0, 0.0, 0)
+        nobody = _Flow("", 0, _Path(()), 0.0, 0.0, 0.0, 0, NEVER)
         self._ends: list[tuple[int, int, _Flow]] = [(NEVER, 0, nobody)]
         """(time, flow's number, flow): when each ends, if it still does; nobody's is always there, to be the first."""
         self._changed: dict[_Link, None] = {}
@@ -109,34 +111,37 @@ class Fabric:
     ) -> None:
         """Send bytes from now on; ``cap_bytes_per_s`` bounds the rate, 0 for none."""
         path = self._paths.get((source, destination)) or self._path(source, destination)
-        self._started += 1
-        size_bytes = size_bytes if size_bytes > 0.0 else 0.0
-        flow = self._flows[name] = _Flow(name, self._started, path, size_bytes, cap_bytes_per_s or _NO_CAP, now_ns)
-        rate = flow.cap
+        self._started = number = self._started + 1
+        rate = cap = cap_bytes_per_s or _NO_CAP
+        alone = True
         for link in path.links:
             if link.occupant is not None:
-                rate = self._join(flow, now_ns)
+                alone, rate = False, self._left_for(cap, path, now_ns)
                 break
             if link.capacity < rate:
                 rate = link.capacity
-        else:
-            for link in path.links:
-                link.occupant = flow
-        end_ns = self._go_on(flow, rate, now_ns)
-        if end_ns < self.next_event_ns:
-            self.next_event_ns = end_ns
-
-    def _join(self, flow: _Flow, now_ns: int) -> float:
-        """Put a flow beside others: the rate that they leave it until the next grid point."""
-        links = flow.path.links
-        self._mark(links, now_ns)
-        rate = max(0.0, min(flow.cap, *[link.capacity - link.used_rate for link in links]))
-        for link in links:
+        end_ns = _end_ns(size_bytes, rate, now_ns)
+        flow = self._flows[name] = _Flow(name, number, path, size_bytes, cap, rate, now_ns, end_ns)
+        for link in path.links:
             link.occupant = flow
-            link.flows[flow.name] = flow
-            link.used_rate += rate
+        if not alone:
+            self._join(flow)
+        if end_ns != NEVER:
+            heappush(self._ends, (end_ns, number, flow))
+            if end_ns < self.next_event_ns:
+                self.next_event_ns = end_ns
+
+    def _left_for(self, cap: float, path: _Path, now_ns: int) -> float:
+        """The rate that others leave a flow until the next grid point."""
+        self._mark(path.links, now_ns)
         self.next_event_ns = min(self.next_event_ns, self._grid_point_ns)
-        return rate
+        return max(0.0, min(cap, *[link.capacity - link.used_rate for link in path.links]))
+
+    def _join(self, flow: _Flow) -> None:
+        """Put a flow beside others."""
+        for link in flow.path.links:
+            link.flows[flow.name] = flow
+            link.used_rate += flow.rate
 
     def cancel(self, name: Name, now_ns: int) -> float:
         """Break a flow off; the bytes that it moved."""
@@ -160,17 +165,21 @@ class Fabric:
         """Go to a time: the flows that ended by then, in the order of their ends."""
         ended: list[Name] = []
         ends = self._ends
-        while (at_ns := self.next_event_ns) <= now_ns:
-            # What ends at a grid point frees its share before that is given away.
-            if ends[0][0] == at_ns:
-                flow = heappop(ends)[2]
+        while True:
+            end_ns, _, flow = ends[0]
+            if flow.end_ns != end_ns:
+                heappop(ends)
+            elif end_ns <= now_ns and end_ns <= self._grid_point_ns:
+                # What ends at a grid point frees its share before that is given away.
+                heappop(ends)
                 flow.remaining = 0.0
-                self._take_out(flow, at_ns)
+                self._take_out(flow, end_ns)
                 ended.append(flow.name)
+            elif self._grid_point_ns <= now_ns:
+                self._reshare(self._grid_point_ns)
             else:
-                self._reshare(at_ns)
-            self._look_ahead()
-        return ended
+                self.next_event_ns = min(end_ns, self._grid_point_ns)
+                return ended
 
     def _look_ahead(self) -> None:
         ends, next_ns = self._ends, self._grid_point_ns
@@ -215,20 +224,6 @@ class Fabric:
         flow.remaining = max(0.0, flow.remaining - flow.rate * (now_ns - flow.updated_ns) / _NS)
         flow.updated_ns = now_ns
 
-    def _go_on(self, flow: _Flow, rate: float, now_ns: int) -> int:
-        """Have a flow go on at a rate; when it ends so."""
-        flow.rate = rate
-        if flow.remaining <= 0.0 or rate == _NO_CAP:
-            end_ns = now_ns
-        elif rate <= 0.0:
-            flow.end_ns = NEVER
-            return NEVER
-        else:
-            end_ns = now_ns - int(-flow.remaining * _NS / rate // 1)
-        flow.end_ns = end_ns
-        heappush(self._ends, (end_ns, flow.number, flow))
-        return end_ns
-
     def _reshare(self, now_ns: int) -> None:
         self._grid_point_ns = NEVER
         changed, self._changed = self._changed, {}
@@ -240,7 +235,10 @@ class Fabric:
             if rates[name] != flow.rate:
                 for link in flow.path.links:
                     link.used_rate += rates[name] - flow.rate
-                self._go_on(flow, rates[name], now_ns)
+                flow.rate = rates[name]
+                flow.end_ns = _end_ns(flow.remaining, flow.rate, now_ns)
+                if flow.end_ns != NEVER:
+                    heappush(self._ends, (flow.end_ns, flow.number, flow))
 
     def _connected(self, links: Iterable[_Link]) -> dict[Name, _Flow]:
         """Flows that share links with the given ones, directly or through others, oldest first."""
@@ -282,3 +280,10 @@ class Fabric:
                     left[link] = max(0.0, left[link] - rates[name])
                     members[link] -= 1
         return rates
+
+
+def _end_ns(size_bytes: float, rate: float, now_ns: int) -> int:
+    """When so much has been sent at this rate."""
+    if size_bytes <= 0.0 or rate == _NO_CAP:
+        return now_ns
+    return now_ns - int(-size_bytes * _NS / rate // 1) if rate > 0.0 else NEVER

@@ -25,10 +25,9 @@ from cluster.migration_admission import Admission
 from cluster.migration_commands import AWAITED, TELL
 from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
-from cluster.post_copy import destroyed, drain, drained, lose, paced, say_pace
+from cluster.post_copy import destroyed, drain, drained, go_on, lose, paced, say_pace
 from cluster.precopy import Precopy, PrecopySettings, RoundCap, Verdict
 from node.dirty_rates import Reads, pools_of
-from node.identity_cache import IdentityCache
 from node.migration_frames import PageDigests, Stream, bytes_of
 from node.migration_refusal import MigrationRefusal
 from node.vmsa import VMSA_BYTES
@@ -44,9 +43,8 @@ _RELIABLE = Patience()
 _NO_POST_COPY = ", and post-copy is not for memory that firmware carries"
 _LEAST_RATIO = 1e-6
 """Of bytes on the wire to bytes of memory, so that one can be told from the other."""
-_cap_of = IdentityCache[PrecopySettings, float](lambda settings: settings.cap_bytes_per_s)
 # What every move comes by, at hand: an enumeration takes longer to give a member out than Python to do a line.
-_SOURCE, _PRE, _STANDS, _DRAINING = Phase.SOURCE, Phase.PRE, Phase.STOPPED, Phase.DRAINING
+_PRE, _STANDS, _DRAINING, _DOUBTED = Phase.PRE, Phase.STOPPED, Phase.DRAINING, Phase.DOUBTED
 _ADMITTED, _ROUNDS_DONE, _STOPPED = Event.ADMITTED, Event.ROUNDS_DONE, Event.STOPPED
 _CARRIED, _WHOLE, _RUNS = Event.CARRIED, Event.WHOLE, Event.RUNS
 _ROUND, _BETWEEN, _LOG_READ = Copying.ROUND, Copying.BETWEEN, Due.LOG_READ
@@ -74,6 +72,11 @@ class LiveMigrations:
     """
     down: dict[str, int] = field(default_factory=dict)
     """Hosts whose links are down, and for how many reasons."""
+    _cap_bytes_per_s: float = field(init=False)
+    """What the settings let one move put on the wire."""
+
+    def __post_init__(self) -> None:
+        self._cap_bytes_per_s = self.settings.cap_bytes_per_s
 
     # What the control plane asks for.
 
@@ -127,7 +130,7 @@ class LiveMigrations:
         """Whether there is no way between a move's hosts, or one of them has nothing of it any more."""
         if one.source_lost or one.target_lost:
             return True
-        return bool(self.down) and bool(self.down.get(one.source) or self.down.get(one.destination))
+        return bool(self.down.get(one.source) or self.down.get(one.destination)) if self.down else False
 
     # Time.
 
@@ -137,10 +140,13 @@ class LiveMigrations:
         while True:
             if fabric.next_event_ns <= now_ns:
                 for name in fabric.advance(now_ns):
-                    if isinstance(name, int):
-                        self._flow_ended(self.all[name], now_ns)
-                    else:
+                    if isinstance(name, str):
                         self.card_flow_ended(name, now_ns)
+                        continue
+                    one = self.all[name]
+                    one.flows = False
+                    if not one.unserved:
+                        self._copied(one, now_ns)
             elif due[0][0] <= now_ns:
                 _, what, number, phase = heappop(due)
                 _DUE[what](self, self.all[number], phase, now_ns)
@@ -165,19 +171,24 @@ class LiveMigrations:
         phase, record, told = row
         if record is not None:
             self.record.append(one.number, record)
-        self._enter(one, phase, now_ns)
+        if self.patience is not _RELIABLE:
+            self._enter(one, phase, now_ns)
+        elif phase is not one.phase:
+            one.phase = phase
+            one.history.append((phase, now_ns))
         for command in told:
             TELL[command](self, one)
         return True
 
     def _enter(self, one: Migration, phase: Phase, now_ns: int) -> None:
+        """Come to a phase, and wait for its answers where messages may be lost."""
         if phase is not one.phase:
             one.phase = phase
             one.history.append((phase, now_ns))
-        if (again_after_ns := self.patience.again_after_ns) and phase is not _SOURCE:
+        if self.patience.again_after_ns and phase is not Phase.SOURCE:
             one.silence = 0
             one.unanswered = AWAITED.get(phase, frozenset())
-            self.plan(now_ns + again_after_ns, Due.SILENCE, one)
+            self.plan(now_ns + self.patience.again_after_ns, Due.SILENCE, one)
 
     # The two hosts begin.
 
@@ -198,7 +209,8 @@ class LiveMigrations:
                 one.platforms[one.source] = platform
             elif self.settings.zero_share is not None:
                 one.zero_bytes = zero_bytes + self.settings.zeros_among(memory_bytes - held_bytes)
-            self._begin_copying(one, now_ns)
+            if one.has_place:
+                self._begin_copying(one, now_ns)
 
     def on_place(
         self, one: Migration, now_ns: int, wrong: str | None, certificates: bytes, platform: tuple[Any, ...]
@@ -213,7 +225,8 @@ class LiveMigrations:
         one.has_place, one.certificates = True, certificates
         if platform:
             one.platforms[one.destination] = platform
-        self._begin_copying(one, now_ns)
+        if one.ready is not None:
+            self._begin_copying(one, now_ns)
 
     def on_stays(self, one: Migration, now_ns: int, name: str, _: str) -> None:
         """The source refuses."""
@@ -241,8 +254,8 @@ class LiveMigrations:
         self._begin_copying(one, now_ns)
 
     def _begin_copying(self, one: Migration, now_ns: int) -> None:
-        if one.ready is None or not one.has_place:
-            return
+        """Both hosts are ready."""
+        assert one.ready is not None
         if one.platforms and not one.agreed:
             refusal = misfit(one.platforms[one.source][:4], one.platforms[one.destination][:4])
             if refusal is not None:
@@ -309,11 +322,6 @@ class LiveMigrations:
             one.silence = 0
             if not one.unserved and not one.flows:
                 self._copied(one, now_ns)
-
-    def _flow_ended(self, one: Migration, now_ns: int) -> None:
-        one.flows = False
-        if not one.unserved:
-            self._copied(one, now_ns)
 
     def _copied(self, one: Migration, now_ns: int) -> None:
         if one.phase is _STANDS:
@@ -395,7 +403,7 @@ class LiveMigrations:
         if carried_bytes:
             size_bytes = max(0, size_bytes - carried_bytes)
         ratio = 1.0 if one.platforms else settings.compression_ratio  # Ciphertext does not become shorter.
-        cap = settings.handler_cap(guest.vcpus) if guest.migration_handler else _cap_of(settings)
+        cap = settings.handler_cap(guest.vcpus) if guest.migration_handler else self._cap_bytes_per_s
         wire_bytes = size_bytes * ratio
         if zero_bytes:
             wire_bytes, cap = settings.without_zeros(size_bytes, zero_bytes, ratio)
@@ -516,14 +524,9 @@ class LiveMigrations:
 
     def wants_answer(self, one: Migration) -> bool:
         """Whether a host is to say that it did as told."""
-        return one.phase is Phase.DOUBTED or self.patience.again_after_ns > 0
+        return self.patience.again_after_ns > 0 or one.phase is _DOUBTED
 
     # When messages are lost, and when the control plane itself crashes.
-
-    def on_way_back(self, one: Migration, _: Phase, now_ns: int) -> None:
-        """There is a way again for a move that was broken off."""
-        if one.phase is Phase.DRAINING and one.broken_ns >= 0:
-            drain(self, one, now_ns)
 
     def on_silence(self, one: Migration, phase: Phase, now_ns: int) -> None:
         """A host was not heard of for a while."""
@@ -564,7 +567,7 @@ class LiveMigrations:
 
 
 _DUE: tuple[Callable[[LiveMigrations, Migration, Phase, int], None], ...] = (
-    LiveMigrations.on_log_read, LiveMigrations.on_deadline, LiveMigrations.on_way_back, LiveMigrations.on_silence,
+    LiveMigrations.on_log_read, LiveMigrations.on_deadline, go_on, LiveMigrations.on_silence,
 )  # fmt: skip
 """What is done then, in the order of ``Due``."""
 ANSWERS: Mapping[str, Callable[..., None]] = {

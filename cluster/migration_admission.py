@@ -46,9 +46,10 @@ class Admission:
             # Whoever is tried in vain stands in a line where nothing is free: none comes after a younger one.
             first, line_of = None, ""
             for key in (_FLEET, source, destination):
-                line = lines.get(key)
-                if line is not None and (first is None or line[0] < first) and self._free(key):
-                    first, line_of = line[0], key
+                if key in lines and self._free(key):
+                    oldest = lines[key][0]
+                    if first is None or oldest < first:
+                        first, line_of = oldest, key
             if first is None:
                 break
             line = lines[line_of]

@@ -13,21 +13,25 @@ from node.migration_frames import Stream
 if TYPE_CHECKING:
     from cluster.live_migration import LiveMigrations
 
+_BEGIN, _KEEP, _STOP = Command.BEGIN, Command.KEEP, Command.STOP
+_COME, _GO, _LEAVE = Command.COME, Command.GO, Command.LEAVE
+"""At hand, since every move is told them."""
+
 
 def _begin(live: LiveMigrations, one: Migration) -> None:
     settings = live.settings
     said = one.number, one.order.vm, one.destination, settings.let_go_within_ns, settings.zero_share is not None
-    live.send(one.source, Command.BEGIN, said)
+    live.send(one.source, _BEGIN, said)
 
 
 def _keep(live: LiveMigrations, one: Migration) -> None:
     assert one.guest is not None
-    live.send(one.destination, Command.KEEP, (one.number, one.order.vm, one.source, GuestBody(one.guest)))
+    live.send(one.destination, _KEEP, (one.number, one.order.vm, one.source, GuestBody(one.guest)))
 
 
 def _stop(live: LiveMigrations, one: Migration) -> None:
     assert one.precopy is not None
-    live.send(one.source, Command.STOP, (one.number, one.order.vm, one.precopy.began_ns, one.ahead))
+    live.send(one.source, _STOP, (one.number, one.order.vm, one.precopy.began_ns, one.ahead))
 
 
 def _come(live: LiveMigrations, one: Migration) -> None:
@@ -36,11 +40,11 @@ def _come(live: LiveMigrations, one: Migration) -> None:
         one.luggage = ()
     if live.wire is not None:
         frames = live.wire(one.order.vm, frames.made() if isinstance(frames, Stream) else frames)
-    live.send(one.destination, Command.COME, (one.number, one.order.vm, frames, digests, books))
+    live.send(one.destination, _COME, (one.number, one.order.vm, frames, digests, books))
 
 
 def _go(live: LiveMigrations, one: Migration) -> None:
-    live.send(one.destination, Command.GO, (one.number, one.order.vm))
+    live.send(one.destination, _GO, (one.number, one.order.vm))
 
 
 def _destroy(live: LiveMigrations, one: Migration) -> None:
@@ -52,7 +56,7 @@ def _stay(live: LiveMigrations, one: Migration) -> None:
 
 
 def _leave(live: LiveMigrations, one: Migration) -> None:
-    live.send(one.source, Command.LEAVE, (one.number, one.order.vm, live.wants_answer(one)))
+    live.send(one.source, _LEAVE, (one.number, one.order.vm, live.wants_answer(one)))
 
 
 def _give_back(live: LiveMigrations, one: Migration) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cluster.hand_over import Event, Report
+from cluster.hand_over import Event, Phase, Report
 from cluster.migration import Migration, Outcome
 from cluster.precopy import MOST_STALLED
 from psp.system_bus import PAGE_BYTES
@@ -57,6 +57,12 @@ def pause(live: LiveMigrations, one: Migration, now_ns: int) -> None:
         settle(live, one, now_ns)
     waits = one.precopy.missed_pages(one.pulled_bytes - one.came_bytes, one.touched_ns) >= 1.0
     _set_pace(live, one, MOST_STALLED if waits else 0.0, now_ns)
+
+
+def go_on(live: LiveMigrations, one: Migration, _: Phase, now_ns: int) -> None:
+    """There is a way again for a move that was broken off."""
+    if one.phase is Phase.DRAINING and one.broken_ns >= 0:
+        drain(live, one, now_ns)
 
 
 def lose(live: LiveMigrations, one: Migration, now_ns: int) -> None:

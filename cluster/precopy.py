@@ -298,15 +298,13 @@ class Precopy:
                         dirty[number] = grown
         elif self._unsent is None:
             return 0
-        if self._unsent is None:
-            return self._written_bytes
-        return min(self.memory_bytes, round(self._left().total))
+        dirty_bytes = math.ceil(sum(self._dirty)) if self._unsent is None else round(self._left().total)
+        return dirty_bytes if dirty_bytes < self.memory_bytes else self.memory_bytes
 
     @property
     def _written_bytes(self) -> int:
         """Distinct bytes written since the log was read last, as of the last look."""
-        written_bytes = math.ceil(sum(self._dirty))
-        return written_bytes if written_bytes < self.memory_bytes else self.memory_bytes
+        return min(self.memory_bytes, math.ceil(sum(self._dirty)))
 
     @property
     def _read_ns(self) -> int:
@@ -418,9 +416,6 @@ class Precopy:
         fixed, limit = DURATION.format(round(settings.fixed_downtime_ns)), DURATION.format(settings.downtime_limit_ns)
         return f"{rounds}: {fixed} of each downtime are fixed, and {limit} the limit"
 
-    def _is_hardly_anything(self, left: int) -> bool:
-        return left < HARDLY_ANYTHING_BYTES and not self._settings.limit_can_be_met
-
     def unsent_zeros(self, zero_bytes: int) -> int:
         """Bytes of pages of zeros, of so many in all memory, that a first round did not send."""
         if self._unsent is None or self._sends is not None:
@@ -447,7 +442,7 @@ class Precopy:
     def _converge(self, left: int, carried_bytes: float) -> None:
         """Auto-converge: rounds that dirty too much of what they sent slow the guest down, step by step."""
         settings = self._settings
-        if not settings.throttle_first or left <= settings.throttle_trigger * carried_bytes:
+        if left <= settings.throttle_trigger * carried_bytes:
             return
         self._hot_rounds += 1
         if self._hot_rounds >= settings.throttle_after_rounds:
@@ -461,13 +456,13 @@ class Precopy:
         took_ns = now_ns - began_ns or 1
         left = self.dirty_bytes(now_ns)
         written_bytes = left if self._unsent is None else self._written_bytes
-        carried_bytes = self._worth_bytes
+        carried_bytes = self._worth_bytes if self._zero_bytes else float(self._size_bytes)
         self._carried = carried_bytes, took_ns
         read_ns = rounds[-1].ended_ns if rounds else self._first_ns
         rounds.append(_new(Round, (self._size_bytes, began_ns, now_ns, left, written_bytes, read_ns)))
         if left < self._best_bytes:
             self._best_bytes, self._best_ns = left, now_ns
-        if not left or self._is_hardly_anything(left):
+        if left < HARDLY_ANYTHING_BYTES and not (left and settings.limit_can_be_met):
             return _STOP
         limit_ns = settings.downtime_limit_at(now_ns - self._first_ns, self.memory_bytes)
         if left * took_ns <= (limit_ns - settings.fixed_downtime_ns) * carried_bytes:
@@ -477,7 +472,8 @@ class Precopy:
         patience_ns = settings.progress_timeout_ns
         if patience_ns and now_ns - self._best_ns > patience_ns:
             return Verdict.STALLED
-        self._converge(left, carried_bytes)
+        if settings.throttle_first:
+            self._converge(left, carried_bytes)
         self._size_bytes, self._sends = left, self._dirty
         self._dirty = [0.0] * len(self._pools)
         return _NEXT
