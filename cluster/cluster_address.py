@@ -166,7 +166,8 @@ def facts_of(address: str) -> ClusterFacts:
     """Look at the cluster at an address, and ask it what it is. Raises AddressError."""
     # Once more: a command that looked has loaded for seconds since, and for a cluster that is gone Ray waits long.
     look_at(address)
-    command = [sys.executable, "-c", _ASK, str(code_root()), address]
+    # Whatever lies in the working folder under the name of a library is not what Ray's client imports.
+    command = [sys.executable, "-P", "-c", _ASK, str(code_root()), address]
     try:
         found = subprocess.run(  # noqa: S603 - this very Python with a constant program
             command, capture_output=True, timeout=ASK_S, check=False,

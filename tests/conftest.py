@@ -1,10 +1,15 @@
-"""What every floor's tests share: the folder of real data, and where tests that start Ray run."""
+"""What every floor's tests share: data, patience with a busy machine, and where tests that start Ray run."""
 
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is. Whatever else hypothesis chose for this machine stays.
+settings.register_profile("patient", settings.default, deadline=None)
+settings.load_profile("patient")
 
 PROJECT = Path(__file__).resolve().parent.parent
 

@@ -17,9 +17,9 @@ import json
 import os
 import platform
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from cluster.errors import ToolError, UserError
 from cluster.firmware_key import AUTO, firmware_image
-from cluster.scenario import Scenario
+from cluster.scenario import MEMORY_DISK, Scenario
 from cluster.sweeps.figures import Value
 from cluster.sweeps.plan import Run, SweepPlan
 from cluster.sweeps.run import RunOutcome
@@ -57,6 +57,7 @@ class SweepFolder:
         self._plan = plan
         self._pairs = pairs
         self._inputs: dict[int, str] = {}
+        self._digest_of = cache(_sha256)  # Points have most files in common, and disks may be large.
 
     @classmethod
     @contextmanager
@@ -129,7 +130,7 @@ class SweepFolder:
     def key(self, run: Run) -> str:
         """The name of a run's file: a digest of everything that its results follow from."""
         if run.point.number not in self._inputs:
-            self._inputs[run.point.number] = _inputs(run.point.text)
+            self._inputs[run.point.number] = _inputs(run.point.text, self._digest_of)
         parts = (FORMAT, run.point.sha256, run.seed, self._pairs, self._inputs[run.point.number])
         body = json.dumps([*parts, self._identity["versions"]], sort_keys=True)
         return hashlib.sha256(body.encode()).hexdigest()[:32]
@@ -219,18 +220,22 @@ def _checksum(body: object) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _inputs(text: str) -> str:
-    """Digests of the files that a scenario's results follow from: firmware images, and a recorded trace."""
+def _inputs(text: str, digest_of: Callable[[Path], str]) -> str:
+    """Digests of the files that a scenario's results follow from: firmware images, and whatever else it names."""
     scenario = Scenario.parse(tomllib.loads(text))
     trace = scenario.trace
     keys = {vm.firmware for vm in scenario.vms} | ({AUTO} if trace is not None else set())
     digests = [firmware_image(key).sha256 for key in sorted(keys)]
     if trace is not None and trace.source != "generated":
-        for file in (Path(trace.source) / name for name in _TRACE_TABLES):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return " ".join(digests)
+        digests += [digest_of(file) for file in (Path(trace.source) / name for name in _TRACE_TABLES) if file.is_file()]
+    disks = {vm.disk for vm in scenario.vms} | {card.disk for group in scenario.hosts for card in group.cards}
+    named = [scenario.cost_rows, *sorted(disks - {MEMORY_DISK})]
+    return " ".join([*digests, *[digest_of(Path(name)) for name in named if name]])
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _unwritten(file: Path, error: OSError) -> ToolError:

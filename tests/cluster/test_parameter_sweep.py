@@ -295,18 +295,31 @@ def test_a_settings_column_has_the_type_of_its_values(values: list[Any], kind: s
 
 
 def test_a_run_is_known_by_the_files_its_scenario_reads_too(tiny_scenario: Scenario, tmp_path: Path) -> None:
-    for table in ("tasks", "fragments"):
-        (tmp_path / f"{table}.csv").write_text("one")
+    rows, image, card = (tmp_path / name for name in ("mine.csv", "vm.img", "card.img"))
+    read = {
+        tmp_path / "tasks.csv": "tasks", tmp_path / "fragments.csv": "fragments",
+        rows: "name,value,unit,products,source,sweep_low,sweep_high\ncore.exit_ns,1500,ns,Turin,mine,,\n",
+        image: "a" * (2 << 20), card: "b" * (2 << 20),
+    }  # fmt: skip
+    for file, text in read.items():
+        file.write_text(text)
+    values = tiny_scenario.model_dump(mode="json", by_alias=True, exclude_none=True)
+    values["hosts"][0] |= {"product": "Turin", "cards": [{"kind": "nvme", "disk": str(card)}]}
+    values["vms"][0]["disk"] = str(image)
+    values["cost_rows"] = str(rows)
     trace = TraceMix.model_validate({"source": str(tmp_path), "vms": 1, "generations": {"PLAIN": 1}})
-    plan = SweepPlan.of(tiny_scenario.model_copy(update={"trace": trace}), 1)
+    plan = SweepPlan.of(Scenario.parse(values).model_copy(update={"trace": trace}), 1)
 
     def key() -> str:
         return SweepFolder(tmp_path, plan, pairs=False).key(plan.runs[0])
 
-    before = key()
-    assert key() == before
-    (tmp_path / "fragments.csv").write_text("two")
-    assert key() != before
+    whole = key()
+    assert key() == whole
+    for file, text in read.items():
+        file.write_text(text.replace("1500", "2500") if file == rows else text[:-1] + "c")
+        assert key() != whole, file.name
+        file.write_text(text)
+        assert key() == whole
 
 
 def test_slowdown_is_paired_for_whoever_asks_for_it(tiny_scenario: Scenario) -> None:

@@ -95,6 +95,12 @@ BAD = {
     "another version": (lambda f, _: (reframed(f[0], version=1), *f[1:]), "version: expected 2, got 1"),
     "another length": (lambda f, _: (reframed(f[0], length=1), *f[1:]), "length: expected 1"),
     "another checksum": (lambda f, _: (reframed(f[0], checksum=bytes(32)), *f[1:]), "checksum: expected"),
+    # Both hold runs, so that nothing but the checksum tells them apart.
+    "pages that are said to be blocks": (
+        lambda f, _: tuple(
+            reframed(one, kind=FrameKind.BLOCKS) if number == pages_at(f) else one for number, one in enumerate(f)
+        ),
+        "checksum: expected that of the body"),
     "a page outside the VM": (lambda f, _: moved(f, pages_at(f), 1 << 40), "gpa: expected whole pages of the VM"),
     "a page at no page's address": (lambda f, _: moved(f, pages_at(f), 8), "gpa: expected whole pages of the VM"),
     "another VM's": (
