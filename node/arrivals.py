@@ -31,7 +31,6 @@ from node.migration_frames import (
     state_of,
 )
 from node.page_swaps import with_metadata
-from node.sealed_transfer import SEALED
 from node.svsm_memory import laboratory_svsm
 from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
@@ -129,7 +128,7 @@ class Arrivals:
         """A place is kept; the stream to it begins, where that loads the host."""
         host, spec = self._host, guest.spec
         self._ready.add(spec.name)
-        if not (spec.generation in SEALED or spec.migration_agent or spec.migration_handler):
+        if not spec.moves_sealed:
             host.streams.begin(spec.name)
             host.clock.settle()
 
@@ -168,7 +167,7 @@ class Arrivals:
         by_another = spec.migration_agent or spec.migration_handler
         expected = tuple.__new__(Expected, (
             name, self._memory_of(spec), blocks_of(host.board.disk_files.get(name)), session, spec.vcpus,
-            spec.generation in SEALED or by_another, CAPABILITIES[spec.generation].encrypted_registers, by_another,
+            spec.moves_sealed, CAPABILITIES[spec.generation].encrypted_registers, by_another,
             spec.svsm and spec.machine.by_agents,
         ))  # fmt: skip
         try:

@@ -19,13 +19,11 @@ from node.guest_books import GuestBooks
 from node.host_events import HostEvent
 from node.hypervisor_port import LaunchRefused
 from node.hypervisor_tasks import HypervisorTask
-from node.migration_refusal import REFUSALS, MigrationRefusal
+from node.migration_refusal import MigrationRefusal
 from node.page_swaps import with_metadata
-from node.sealed_transfer import SEALED
 from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
 from node.vm_state import VmState
-from node.vmsa import SevFeature
 from node.zero_pages import held_and_zero_bytes
 from psp.commands import LegacyCommand, SnpCommand
 
@@ -100,10 +98,11 @@ class Departures:
         if refusal is not None:
             return refusal
         assert guest is not None
-        host.contention.advance(host.clock.now_ns)
         if host.arrivals.settling:
             host.arrivals.settled_elsewhere(name)
-        if not (guest.spec.generation in SEALED or guest.spec.migration_agent or guest.spec.migration_handler):
+        if guest.spec.moves_sealed:
+            host.contention.advance(host.clock.now_ns)
+        else:
             host.streams.begin(name)
             host.clock.settle()
         departure = _Departure(guest, DirtyRates(guest, host.contention, host.clock.now_ns), restate)
@@ -312,8 +311,6 @@ class Departures:
         host.vcpus.let_go(guest)
         guest.state = _DEPARTED
         # Its books and what they follow from are the next host's.
-        for vcpu in guest.vcpus:
-            vcpu.instructions, vcpu.moved_instructions, vcpu.phases = {}, {}, {}  # Void timers still hold the vCPU.
         guest.vcpus, guest.phase_costs, guest.lost_ns, guest.row_ns = [], {}, {}, {}
         del guest.software
         self._take_off(guest)
@@ -376,13 +373,8 @@ class Departures:
     def _refusal(self, guest: Guest | None) -> MigrationRefusal | None:
         if guest is None or guest.state in GONE:
             return MigrationRefusal.NO_SUCH_VM
-        if guest.spec.devices and not (guest.spec.migration_agent or guest.spec.migration_handler):
-            return MigrationRefusal.DEVICE_ASSIGNED
-        if guest.spec.migration_agent:
-            if guest.spec.sev_features & SevFeature.SECURE_TSC:
-                return MigrationRefusal.SECURE_TSC
-        elif guest.spec.generation in REFUSALS and not guest.spec.migration_handler:
-            return REFUSALS[guest.spec.generation]
+        if guest.spec.stays is not None:
+            return guest.spec.stays
         if guest.spec.name in self.under_way:
             return MigrationRefusal.UNDER_WAY
         if guest.state is not _RUNNING:

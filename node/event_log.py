@@ -105,8 +105,7 @@ class Chain:
         if now_ns >= self._end_ns:
             self._open_bucket(now_ns)
         self._count += 1
-        self._update(_RECORD.pack(now_ns, kind, len(octets), 0))
-        self._update(octets)
+        self._update(_RECORD.pack(now_ns, kind, len(octets), 0) + octets)
 
     keeps = False
     """Whether ``note`` may keep anything."""

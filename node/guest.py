@@ -16,14 +16,17 @@ from node.guest_memory_map import GuestMemoryMap, memory_map
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.machine_spec import MachineSpec
 from node.mechanism import Mechanism
+from node.migration_refusal import REFUSALS, MigrationRefusal
 from node.network_books import NetworkBooks
 from node.operation_cost import GuestOperationCost
 from node.phase_cost import PhaseCost
 from node.program import Demand, ProgramSpec
+from node.sealed_transfer import SEALED
 from node.svsm_use import SvsmUse
 from node.tenant import TenantPort
 from node.vcpu import Vcpu, VcpuState
 from node.vcpu_throttle import Throttle
+from node.vmsa import SevFeature
 from tio.device_identity import CardKind
 
 
@@ -64,6 +67,10 @@ class GuestSpec:
     """What that host shows (``shown_by``), for one that may be elsewhere by now; empty for the host that it is on."""
     machine: MachineSpec = field(init=False, repr=False, compare=False)
     """The part of it that concerns the hypervisor."""
+    moves_sealed: bool = field(init=False, repr=False, compare=False)
+    """Firmware, agents or a handler seal what of it moves: no stream at the pace of a link copies it."""
+    stays: MigrationRefusal | None = field(init=False, repr=False, compare=False)
+    """Why no host may move it, if none may."""
 
     def __post_init__(self) -> None:
         machine = MachineSpec(
@@ -72,6 +79,19 @@ class GuestSpec:
             self.migration_handler, self.cpu_model, self.launched_on, self.kernel.boot is BootPath.DIRECT,
         )
         object.__setattr__(self, "machine", machine)
+        sealed = self.generation in SEALED or self.migration_agent or self.migration_handler
+        object.__setattr__(self, "moves_sealed", sealed)
+        object.__setattr__(self, "stays", self._stays())
+
+    def _stays(self) -> MigrationRefusal | None:
+        if self.devices and not (self.migration_agent or self.migration_handler):
+            return MigrationRefusal.DEVICE_ASSIGNED
+        if self.migration_agent:
+            if self.sev_features & SevFeature.SECURE_TSC:
+                return MigrationRefusal.SECURE_TSC
+        elif self.generation in REFUSALS and not self.migration_handler:
+            return REFUSALS[self.generation]
+        return None
 
     @property
     def memory(self) -> GuestMemoryMap:

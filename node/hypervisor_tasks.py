@@ -122,7 +122,10 @@ class HypervisorTasks:
             self._step(one, self._execute(one.task.send(None), guest))  # type: ignore[arg-type]  # it begins
             return
         done(result)
-        self._next(guest)
+        if self.lines[guest.spec.name]:
+            self._next(guest)
+        else:
+            del self.lines[guest.spec.name]
 
     def _next(self, guest: Guest | None) -> None:
         """A guest's task is over: begin the one that waits for that."""

@@ -45,9 +45,9 @@ class MigrationLoads:
         """What each thread of a stream does, and how many it has, by the number of streams."""
 
     def begin(self, vm: str) -> None:
-        """A VM's stream is under way from now on."""
+        """A VM's stream is under way from now on, to which the host's phases are brought up."""
+        self._contention.advance(self._clock.now_ns)
         if self._link and vm not in self._streams:
-            self._contention.advance(self._clock.now_ns)
             self._clock.unsettled = True
             self._streams[vm] = None
             self._share()

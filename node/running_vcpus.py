@@ -77,17 +77,16 @@ class RunningVcpus:
         if who in self._scheduled:
             self.preempted.add(who)
         self._off_thread(who)
-        self._use(who, None)
+        self._free(who)
 
     def leave(self, who: Who) -> None:
         """A vCPU is off its core for good; one that is already is left alone."""
-        if not (who in self._areas or who in self._scheduled or self.threads):
-            return
-        self._scheduled.discard(who)
-        self.preempted.discard(who)
-        if self.threads:
-            self._off_thread(who)
-        self._use(who, None)
+        if who in self._areas or who in self._scheduled:  # Who is on a thread uses an area.
+            self._scheduled.discard(who)
+            self.preempted.discard(who)
+            if self.threads:
+                self._off_thread(who)
+            self._free(who)
 
     def forget(self, vm: str) -> None:
         """A VM's control blocks go: what ``VmRun`` entered with them has exited."""
@@ -101,25 +100,28 @@ class RunningVcpus:
             self._use(who, area)
 
     def _off_thread(self, who: Who) -> None:
-        for thread, one in list(self.threads.items()):
-            if one == who:
+        for thread, one in self.threads.items():
+            if one == who:  # And on no other.
                 del self.threads[thread]
+                break
 
-    def _use(self, who: Who, area: int | None) -> None:
-        areas = self._areas
-        before = areas.get(who)
+    def _use(self, who: Who, area: int) -> None:
+        before = self._areas.get(who)
         if before == area:
             return
-        if area is None:
-            del areas[who]
-        else:
-            areas[who] = area
-        if before in _NO_PAGE and area in _NO_PAGE:
+        if before is not None:
+            self._free(who)
+        self._areas[who] = area
+        if area in _NO_PAGE:
             return
         rmp = self._rmp()
-        if rmp is None:
-            return
-        if before not in _NO_PAGE and before not in areas.values():
-            rmp.checks.leave(before)
-        if area not in _NO_PAGE:
+        if rmp is not None:
             rmp.checks.enter(area)
+
+    def _free(self, who: Who) -> None:
+        area = self._areas.pop(who, None)
+        if area in _NO_PAGE:
+            return
+        rmp = self._rmp()
+        if not (rmp is None or area in self._areas.values()):
+            rmp.checks.leave(area)

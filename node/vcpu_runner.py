@@ -171,8 +171,7 @@ class VcpuRunner:
             self._board.leave(guest.spec.name, vcpu.index)
             vcpu.epoch += 1
             vcpu.state = _STOPPED
-            for thread in vcpu.threads:
-                guest.software.drop(thread)
+            vcpu.instructions, vcpu.moved_instructions, vcpu.phases = {}, {}, {}  # Void timers still hold the vCPU.
         guest.software.close()
 
     def close(self, guest: Guest, end_ns: int) -> None:
