@@ -274,7 +274,7 @@ PACED answers what is said between the rows to a destination whose VM runs ahead
 
 _ENDED = (Holding.RUNS, Holding.NOTHING)
 """What a host has of a VM that is in no move."""
-_BEGIN, _DESTROY, _RUNS, _STAYED = Command.BEGIN, Command.DESTROY, Report.RUNS, Report.STAYED
+_READY, _RUNS, _STAYED = Report.READY, Report.RUNS, Report.STAYED
 """At hand: hosts ask for them with every command."""
 _new = tuple.__new__
 """Makes a named tuple without the call of Python's that its class would add."""
@@ -310,22 +310,26 @@ def goes_on(mine: Mine, row: HostStep) -> Mine:
     return _new(Mine, (to, -1 if to in _ENDED else number, heard))
 
 
+def begun(mine: Mine, row: HostStep, number: int) -> Mine:
+    """The same after the command of a row that begins a move, newer than all it heard of."""
+    _, started, stayed = mine.heard
+    to, report = row
+    if report is _READY and number - 1 > stayed:
+        stayed = number - 1  # Who is asked to let it go, and has it, went on after whatever was before.
+    return _new(Mine, (to, number, _new(Heard, (number, started, stayed))))
+
+
 def told(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None]:
     """What a host has, and says, after a command; None for silence. It remembers before it says anything."""
     holding, current, heard = mine
     row = HOST.get((holding, command))
     if row is None:
         return _passed(mine, command, number)
-    if current != number:
-        newest, started, stayed = heard
-        if number > newest and command in BEGINNINGS:
-            # Who is asked to let it go, and has it, went on after whatever was before.
-            if command is _BEGIN and number - 1 > stayed:
-                stayed = number - 1
-            heard = _new(Heard, (number, started, stayed))
-        elif command is not _DESTROY or started != number:
-            return _passed(mine, command, number)
-    return goes_on(_new(Mine, (holding, number, heard)), row), row.report
+    if current == number or (command is Command.DESTROY and heard.started == number):
+        return goes_on(mine, row), row.report
+    if number > heard.newest and command in BEGINNINGS:
+        return begun(mine, row, number), row.report
+    return _passed(mine, command, number)
 
 
 def _passed(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None]:

@@ -54,7 +54,10 @@ class Inbox:
 
     def earliest_output_ns(self) -> int:
         """The first message that is still to be opened, which may be answered at once, or what is promised."""
-        return min(self.next_ns, self._promise(self.next_event_ns()))
+        mail_ns: int = self._waiting[0].time_ns if self._waiting else NEVER
+        local_ns: Any = self._queue[0][0] if self._queue else NEVER
+        promised_ns = self._promise(mail_ns if mail_ns < local_ns else local_ns)
+        return mail_ns if mail_ns < promised_ns else promised_ns
 
     def deliver(self, message: Message) -> None:
         """Take a message for later. Raises ProtocolViolationError for one from the past."""

@@ -18,6 +18,12 @@ _COME, _GO, _LEAVE = Command.COME, Command.GO, Command.LEAVE
 """At hand, since every move is told them."""
 
 
+_BEGIN, _KEEP, _STOP, _COME, _GO, _LEAVE = (
+    Command.BEGIN, Command.KEEP, Command.STOP, Command.COME, Command.GO, Command.LEAVE
+)  # fmt: skip
+"""At hand: every move tells them."""
+
+
 def _begin(live: LiveMigrations, one: Migration) -> None:
     settings = live.settings
     said = one.number, one.order.vm, one.destination, settings.let_go_within_ns, settings.zero_share is not None

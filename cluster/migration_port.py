@@ -14,7 +14,7 @@ from typing import Any
 from cluster import hand_over
 from cluster.agent_certificates import agent_certified, with_own_chain
 from cluster.guest_body import GuestBody, guest_of
-from cluster.hand_over import HOST, Command, Heard, Holding, HostStep, Mine, Report, goes_on
+from cluster.hand_over import HOST, Command, Heard, Holding, HostStep, Mine, Report, begun, goes_on
 from node.departures import Stopped
 from node.dirty_rates import Pool
 from node.guest import GuestSpec, GuestState
@@ -101,9 +101,12 @@ class MigrationPort:
         }  # fmt: skip
         self._steps: Mapping[tuple[Holding, str], tuple[HostStep, Callable[..., None], bool]] = {
             (had, kind): (row, self._done[kind][1], kind is Command.GO)
-            for (had, kind), row in HOST.items() if row.to is not had
+            for (had, kind), row in HOST.items() if row.to is not had and kind is not Command.DESTROY
         }  # fmt: skip
-        """The rows by which a move goes on: what carries them out, and whether what is being laid down has to wait."""
+        """The rows by which a move begins or goes on: what carries them out, and whether all has to be laid down first.
+
+        What is destroyed is in no move any more.
+        """
         self._between: Mapping[str, Callable[..., None]] = {
             "seal": self._seal, "open": self._open, "round": self._round, "slow": self._slow,
             "ahead": self._ahead, "stall": self._stall,
@@ -117,11 +120,13 @@ class MigrationPort:
         if known is None:
             known = self._known[vm] = _Known()
         before = known.mine
-        if before.number == number and (step := self._steps.get((before.holding, kind))) is not None:
-            # As most that comes: the next command of the move that it is in.
-            row, done, is_laid_first = step
-            if not (is_laid_first and self._host.arrivals.is_laying(vm)):
-                known.mine = after = goes_on(before, row)
+        is_in_it = before.number == number
+        if is_in_it or (before.number < 0 and number > before.heard.newest):
+            # As most that comes: the next command of the move that it is in, or the first of one.
+            step = self._steps.get((before.holding if is_in_it else self._at_rest(vm), kind))
+            if step is not None and not (step[2] and self._host.arrivals.is_laying(vm)):
+                row, done, _ = step
+                known.mine = after = goes_on(before, row) if is_in_it else begun(before, row, number)
                 if after.number < 0:
                     known.rest()
                 done(known, *fields)
@@ -135,7 +140,7 @@ class MigrationPort:
             self._send("busy", (number,))  # What comes of that will be said, and answered.
             return
         if before.number < 0:
-            before = self._at_rest(vm, before.heard)
+            before = _new(Mine, (self._at_rest(vm), -1, before.heard))
         after, report = hand_over.told(before, command, number)
         if report is None:
             if before.holding is Holding.NOTHING:
@@ -171,10 +176,10 @@ class MigrationPort:
             return -1
         return known.mine.number if known.mine.holding is Holding.STANDS else known.lost
 
-    def _at_rest(self, vm: str, heard: Heard) -> Mine:
+    def _at_rest(self, vm: str) -> Holding:
         """What the host has of a VM that is in no move."""
         guest = self._host.guests.get(vm)
-        return _new(Mine, (_RUNS if guest is not None and guest.state in _HERE else _NOTHING, -1, heard))
+        return _RUNS if guest is not None and guest.state in _HERE else _NOTHING
 
     def _say(self, known: _Known, kind: str, fields: tuple[object, ...]) -> None:
         known.said = (kind, fields)
@@ -224,7 +229,7 @@ class MigrationPort:
             self._send("stays", (number, found.name, found.value))
             return
         guest = self._host.guests[vm]
-        known.peer = StreamName(number, vm, self._host.spec.name, destination)
+        known.peer = _new(StreamName, (number, vm, self._host.spec.name, destination))
         if not guest.spec.devices:
             self._ready(known, number, vm, found, looks=looks)
             return
@@ -337,7 +342,7 @@ class MigrationPort:
     def _keep_place(self, known: _Known, number: int, vm: str, source: str, body: GuestBody | bytes) -> None:
         spec = guest_of(body)
         known.lost = -1
-        known.peer = StreamName(number, vm, source, self._host.spec.name)
+        known.peer = _new(StreamName, (number, vm, source, self._host.spec.name))
         platform = self._platform(spec)
 
         def told(wrong: str | None, certificates: bytes) -> None:

@@ -18,10 +18,13 @@ from cluster.broken_rules import broken_promise, spoke_too_soon, stood_still, wr
 from cluster.entity import NEVER, ControlPlane, Entity, Message
 from cluster.slices import CALL_S, Slices
 
-_PART = 8
-"""How many promises are looked at, on average, for each time that one goes on; the other way round in a busy fleet."""
-_ACTS = 16
-"""Of how many acts of the control plane one is timed."""
+_OFTEN, _SELDOM = 8, 32
+"""How many promises are looked at, on average, for each time that one goes on, and the other way round in a busy fleet.
+
+There nobody's helps; where it falls silent, that many times are soon over.
+"""
+_ACTS = 15
+"""How many acts of the control plane go untimed for each that is timed."""
 
 
 class Stretch(NamedTuple):
@@ -65,7 +68,7 @@ class Together:
         """What hosts have said and the control plane has not acted on: a heap."""
         self._moved: list[int] = []
         """Who has gone on since then."""
-        self._soon, self._seldom = 1 + len(entities) // _PART, 1 + len(entities) * _PART
+        self._soon, self._seldom = 1 + len(entities) // _OFTEN, 1 + len(entities) * _SELDOM
         self._often = self._soon
         """How often one may go on before somebody looks again."""
         self._acts_ns = NEVER
@@ -93,30 +96,31 @@ class Together:
         end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
         windows, window_ns = self.windows, self._window_ns
         events = acts = 0
-        began_s = sliced_s = before_s = now_s = clock()
+        began_s = sliced_s = now_s = clock()
         end_s = now_s + CALL_S
         until_ns = end_ns  # Nowhere, once this call has taken long enough.
         # Wall time is looked at after so many events, and around one in so many acts, which stands for the others.
         left = given = slices.events
-        untimed = every = 1 if until_acted else _ACTS
+        untimed = every = 0 if until_acted else _ACTS
         while True:
             next_ns, number = first[0]
             if following[number] != next_ns:
                 heappop(first)
                 continue
-            silent_ns = next_ns if next_ns > promised_ns else promised_ns
-            if acts_ns < silent_ns and acts_ns < until_ns:
-                acted_ns, acts, untimed = acts_ns, acts + 1, untimed - 1
+            if (acts_ns < next_ns or acts_ns < promised_ns) and acts_ns < until_ns:
+                acted_ns, acts = acts_ns, acts + 1
                 messages = []
                 while heard and heard[0].time_ns == acted_ns:
                     messages.append(heappop(heard))
-                if not untimed:
-                    before_s = clock()
-                mail, acts_ns = control.step(acted_ns, messages)
-                if not untimed:
+                if untimed:
+                    untimed -= 1
+                    mail, acts_ns = control.step(acted_ns, messages)
+                else:
+                    before_s, untimed = clock(), every
+                    mail, acts_ns = control.step(acted_ns, messages)
                     now_s = clock()
-                    took_s = every * (now_s - before_s)
-                    began_s, sliced_s, untimed = began_s + took_s, sliced_s + took_s, every
+                    took_s = (1 + every) * (now_s - before_s)
+                    began_s, sliced_s = began_s + took_s, sliced_s + took_s
                     if until_acted or now_s >= end_s:
                         until_ns = -1
                 if acts_ns <= acted_ns:
@@ -163,7 +167,7 @@ class Together:
                 continue
             if next_ns >= until_ns:
                 break
-            horizon_ns = silent_ns + lookahead_ns
+            horizon_ns = (next_ns if next_ns > promised_ns else promised_ns) + lookahead_ns
             if horizon_ns > end_ns:
                 horizon_ns = end_ns
             if next_ns >= window_ns:
