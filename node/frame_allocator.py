@@ -61,8 +61,10 @@ class FrameAllocator:
         self.peak_bytes = 0
         self.released: Callable[[Pieces], None] | None = None
         """Told of frames that came back otherwise than by an act that was put off."""
-        self._acts: list[tuple[Callable[[], object], int]] = []
-        """Acts that wait, and what they come to: bytes, negative where it is given back."""
+        self._acts: list[Callable[[], object]] = []
+        """Those that wait."""
+        self._ahead_bytes = 0
+        """What they come to."""
         self.era = 0
         """Counts how often acts that waited were carried out."""
         self._room = -1
@@ -149,7 +151,8 @@ class FrameAllocator:
     def put_off(self, act: Callable[[], object], taken: int) -> None:
         """Have an act wait that takes so much, which is certain to be there, or gives it back where it is negative."""
         acts = self._acts
-        acts.append((act, taken))
+        acts.append(act)
+        self._ahead_bytes += taken
         self.used_bytes = used = self.used_bytes + taken
         if used > self.peak_bytes:
             self.peak_bytes = used
@@ -162,10 +165,10 @@ class FrameAllocator:
             return
         acts, self._acts = self._acts, []
         used, told, self.released = self.used_bytes, self.released, None
-        self.used_bytes -= sum([taken for _, taken in acts])
-        self._held_bytes = self._held_runs = self._held_pages = self._pages = self._last_bytes = 0
+        self.used_bytes -= self._ahead_bytes
+        self._ahead_bytes = self._held_bytes = self._held_runs = self._held_pages = self._pages = self._last_bytes = 0
         self.era += 1
-        for act, _ in acts:
+        for act in acts:
             act()
         self.released = told
         assert self.used_bytes == used, f"acts that were put off: {used} bytes expected, {self.used_bytes} held"

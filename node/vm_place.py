@@ -77,15 +77,17 @@ class VmPlace:
 
     def take_areas(self, count: int) -> None:
         """Take pages for save areas. Raises OutOfMemory."""
-        allocate = self._frames.allocate
-        self._areas = tuple([allocate(PAGE_BYTES, PAGE_BYTES)[0][0] for _ in range(count)])
         self.count = count
+        self._take_areas()
+
+    def _take_areas(self) -> None:
+        allocate = self._frames.allocate
+        self._areas = tuple([allocate(PAGE_BYTES, PAGE_BYTES)[0][0] for _ in range(self.count)])
 
     def take_areas_later(self, count: int) -> bool:
         """The same with nobody knowing where yet."""
-        certain = self._frames.take_rest_later(lambda: self.take_areas(count), count, self._era)
-        self.count = count if certain else 0
-        return certain
+        self.count = count
+        return self._frames.take_rest_later(self._take_areas, count, self._era)
 
     def give_back(self) -> None:
         """Give back all of it."""
