@@ -38,7 +38,10 @@ class CommitRecord:
     """An append-only file in memory; ``most_bytes`` is its disk, from the beginning; 0 for one without end.
 
     Of ``data``, what an earlier writer left, all from the first entry on that is not whole is cut off: behind that
-    nothing would ever be read again.
+    nothing would ever be read again. Room is kept anew for what may still have to be said of moves that are not over.
+
+    What was appended is there: a disk that loses what it said it wrote, and is whole otherwise, cannot be told from one
+    to which less was written, for nothing else outlives a crash that could tell.
 
     What is written becomes bytes when somebody looks, or there is an end that it could meet.
     """
@@ -46,11 +49,15 @@ class CommitRecord:
     def __init__(self, data: bytes | bytearray = b"", most_bytes: int = 0) -> None:
         self.most_bytes = most_bytes
         self._data = bytearray(data)
-        ends = [end for _, end in _whole(self._data)]
-        del self._data[ends[-1] if ends else 0 :]
+        found = list(_whole(self._data))
+        del self._data[found[-1][1] if found else 0 :]
         self._written: list[tuple[int, Record]] = []
         self._reserved: dict[int, int] = {}
         """Bytes that moves may still write, where there is an end."""
+        if most_bytes:
+            for one in [entry for entry, _ in found]:
+                left = self._reserved.get(one.number, _room(one.number)) - len(_framed(one.number, one.record))
+                self._reserved[one.number] = 0 if one.record in _LAST else max(0, left)
 
     @property
     def data(self) -> bytearray:
@@ -68,7 +75,7 @@ class CommitRecord:
     def reserve(self, number: int) -> bool:
         """Keep room for all decisions about a move, before the first; False where there is none."""
         if self.most_bytes:
-            wanted = sum(len(_framed(number, record)) for record in _LONGEST)
+            wanted = _room(number)
             if len(self.data) + self.reserved_bytes + wanted > self.most_bytes:
                 return False
             self._reserved[number] = wanted
@@ -101,6 +108,13 @@ class CommitRecord:
 
 _LONGEST = (Record.BEGUN, Record.COMMITTED, Record.AHEAD, Record.MOVED)
 """What is written of a move of which most is written: of one that ends otherwise it is less, and shorter."""
+_LAST = frozenset({Record.MOVED, Record.ABORTED})
+"""Behind which nothing is written of a move."""
+
+
+def _room(number: int) -> int:
+    """Bytes that all that is ever written of a move takes."""
+    return sum([len(_framed(number, record)) for record in _LONGEST])
 
 
 def _framed(number: int, record: Record) -> bytes:

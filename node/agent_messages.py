@@ -26,6 +26,8 @@ from psp.verifier.product_line import line_of_processor
 MARK = b"sevfleet migration agent 1"
 """What an agent's image begins with, so that its measurement is no other's."""
 KEY_BYTES = 32
+MOST_TRIES = 3
+"""How often one message is sent."""
 """Of a key of X25519, and of what is derived."""
 
 
@@ -143,7 +145,8 @@ def asked_report(secrets_gpa: int, data: bytes) -> Asking:
 def ask_firmware(secrets_gpa: int, kind: MessageType, asked: ByteLayout, version: int = 1) -> Asking:
     """One message to the firmware, by the secrets page at ``secrets_gpa``, and its answer's payload.
 
-    Raises AgentRefusal.
+    Where no answer comes the same message, to the byte, is sent some times more: firmware that failed has not taken its
+    number, and one that has taken it takes it once. Raises AgentRefusal.
     """
     key_gpa, count_gpa = secrets_gpa + SECRETS_VMPCKS, secrets_gpa + SECRETS_COUNTS
     found = yield (Read(key_gpa, VMPCK_BYTES), Read(count_gpa, COUNT_BYTES))
@@ -152,18 +155,25 @@ def ask_firmware(secrets_gpa: int, kind: MessageType, asked: ByteLayout, version
     if not isinstance(key, bytes) or not isinstance(count, bytes):
         raise AgentRefusal("its secrets page is gone")
     last, cipher = int.from_bytes(count, "little"), MessageKey(key)
-    page = yield Carry(cipher.seal(0, last + 1, kind, version, asked.pack()))
-    # Whatever comes back, the number is used up, if the firmware has seen it.
-    yield (Write(count_gpa, (last + 2).to_bytes(COUNT_BYTES, "little")),)
-    try:
+    message, found = cipher.seal(0, last + 1, kind, version, asked.pack()), b""
+    for _ in range(MOST_TRIES):
+        page = yield Carry(message)
         assert isinstance(page, bytes)
-        header = MessageHeader.checked(page)
-        payload = cipher.unseal(header, page)
-    except BadMessage:
-        raise AgentRefusal("no answer of the firmware's") from None
-    if (header.sequence, header.message_type) != (last + 2, kind + 1):
-        raise AgentRefusal("the answer to another message")
-    return payload
+        try:
+            header = MessageHeader.checked(page)
+            found = cipher.unseal(header, page)
+        except BadMessage:
+            wrong = "no answer of the firmware's"
+            continue
+        if (header.sequence, header.message_type) == (last + 2, kind + 1):
+            wrong = ""
+            break
+        wrong = "the answer to another message"
+    # Whatever came back, the number is used up, if the firmware has seen it.
+    yield (Write(count_gpa, (last + 2).to_bytes(COUNT_BYTES, "little")),)
+    if wrong:
+        raise AgentRefusal(wrong)
+    return found
 
 
 def fresh_key() -> Asking:

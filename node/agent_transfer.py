@@ -409,11 +409,14 @@ def take_frames(self: Hypervisor, record: LaunchedVm) -> Task:
 def lay_back(self: Hypervisor, record: LaunchedVm, state: VmState) -> Task:
     """All pages of a guest that is out, into the frames that it had."""
     areas = [spa for _, _, spa in areas_of(record)]
-    places = (MovedArea.parse(header).gpa for _, header, _ in state.sealed_areas)
-    yield from _hold(
-        self, record, areas, {spa: gpa for spa, gpa in zip(areas, places, strict=True) if gpa != VMSA_GPA}
-    )
-    yield from _come_in(self, record, state, record.spas_of(gpa for gpa, _, _ in state.packets), areas)
+    places = [MovedArea.parse(header).gpa for _, header, _ in state.sealed_areas]
+    in_memory = {spa: gpa for spa, gpa in zip(areas, places, strict=True) if gpa != VMSA_GPA}
+    yield from _hold(self, record, areas, in_memory)
+    try:
+        yield from _come_in(self, record, state, record.spas_of(gpa for gpa, _, _ in state.packets), areas)
+    except LaunchRefused:
+        yield from _reclaim_each(self, record, [spa for spa in areas if spa not in in_memory])
+        raise
 
 
 def let_go(self: Hypervisor, vm: str) -> Task:

@@ -129,6 +129,12 @@ class Kept:
         )
         return _LENGTH.pack(len(body)) + body
 
+    @classmethod
+    def parse(cls, page: bytes) -> Kept:
+        """Back from its page, which nobody else can write."""
+        (length,) = _LENGTH.unpack_from(page)
+        return cls(*msgpack.unpackb(page[_LENGTH.size : _LENGTH.size + length], use_list=False))
+
 
 @dataclass(frozen=True, slots=True)
 class MigrationHandler:
@@ -322,8 +328,7 @@ class MigrationHandler:
             if answers == (op.PValidateResult(0, unchanged=False),):
                 yield from _keep(Kept())
         (page,) = yield from _read([STATE_GPA])
-        (length,) = _LENGTH.unpack_from(page)
-        return Kept(*msgpack.unpackb(page[_LENGTH.size : _LENGTH.size + length], use_list=False))
+        return Kept.parse(page)
 
 
 def _keep(kept: Kept) -> Generator[tuple[op.GuestOperation, ...], object, None]:

@@ -70,16 +70,17 @@ class _Watched(InlineLayout):
 
 
 def judged(
-    body: dict[str, Any], bring: Bring | None = None, *, twice: bool = False
+    body: dict[str, Any], bring: Bring | None = None, *, twice: bool = False, ends: tuple[str, ...] = ()
 ) -> tuple[str | None, list[Migration]]:
     """Play a scenario, with what it has no word for: what is wrong after it, None for nothing, and its moves.
 
-    With ``twice`` it is wrong too that hosts tell anything else where they go on without windows.
+    The VM may end with a reason that begins with one of ``ends``: who alone had it, has lost it. With ``twice`` it is
+    wrong too that hosts tell anything else where they go on without windows.
     """
     scenario = Scenario.parse(body)
     layout = _Watched()
     wrong, rows, moves = _played(scenario, layout, bring)
-    wrong = wrong or _wrong(layout, rows, moves) or devices_amiss(layout.all)
+    wrong = wrong or _wrong(layout, rows, moves, ends) or devices_amiss(layout.all)
     if wrong is None and twice:
         wrong, again, _ = _played(scenario, _Watched(watches=False), bring)
         unlike = [table for table in sorted({*rows, *again}) if rows.get(table) != again.get(table)]
@@ -113,7 +114,7 @@ def _played(scenario: Scenario, layout: _Watched, bring: Bring | None) -> tuple[
     return None, layout.collect(scenario.duration), fleet.control.migrations.all
 
 
-def _wrong(layout: _Watched, rows: Rows, moves: list[Migration]) -> str | None:
+def _wrong(layout: _Watched, rows: Rows, moves: list[Migration], ends: tuple[str, ...]) -> str | None:
     if layout.most > 1:
         return f"{layout.most} hosts ran it at once"
     there: dict[str, Guest] = {
@@ -136,7 +137,10 @@ def _wrong(layout: _Watched, rows: Rows, moves: list[Migration]) -> str | None:
     if not there:
         crashed = any(row["vm"] == VM and row["reason"] in _CRASHED for row in rows.get("vms", []))
         crashed = crashed or any(one.outcome is Outcome.LOST or _lost_after(one) for one in moves)
-        return None if crashed and layout.crashes else "nowhere, and no host crashed that had it"
+        if crashed and layout.crashes:
+            return None
+        why = " ".join([str(row["reason"]) for row in rows.get("vms", []) if row["vm"] == VM and row["reason"]])
+        return None if ends and why.startswith(ends) else f"nowhere, and no host crashed that had it: {why or None}"
     ((name, guest),) = there.items()
     if guest.state is not GuestState.RUNNING or (guest.faults and not guest.spec.devices):
         return f"{guest.state} on {name}, with {guest.faults} faults"

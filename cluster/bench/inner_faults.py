@@ -22,6 +22,7 @@ from node.agent_transfer import AGENT
 from node.guest import GuestState
 from node.host import Host
 from node.migration_frames import Stream
+from node.migration_handler import STATE_GPA, Kept
 from psp.commands import LegacyCommand, SnpCommand
 from psp.status import PspError, Status
 from psp.system_bus import PAGE_BYTES
@@ -42,6 +43,7 @@ _TRANSFER = frozenset({
     SnpCommand.PAGE_MD_INIT, SnpCommand.PAGE_SWAP_OUT, SnpCommand.PAGE_SWAP_IN, SnpCommand.GUEST_REQUEST,
 })  # fmt: skip
 """Commands that firmware carries a guest with."""
+_BEFORE_IT_GOES = (GuestState.RUNNING, GuestState.ARRIVING)
 
 
 class _KilledError(Exception):
@@ -91,6 +93,8 @@ class InnerFault(NamedTuple):
     bring: Callable[[Built, int], None]
     change: Callable[[int], dict[str, Any]] = lambda _: {}
     has_it: Callable[[str], bool] = lambda _: True
+    ends: tuple[str, ...] = ()
+    """How reasons begin with which the VM may end that nobody else has: where its move fails besides."""
 
 
 # On the way between two hosts.
@@ -225,14 +229,53 @@ def _goes_silent(who: str, name: str) -> Callable[[Built, int], None]:
     return bring
 
 
+def _handler_restarts(name: str) -> Callable[[Built, int], None]:
+    """Its code begins anew, and keeps nothing, in a VM that goes on, or that is still to come."""
+
+    def bring(built: Built, at_ns: int) -> None:
+        host, left = built.hosts[name], _TRIES
+
+        def restart() -> None:
+            nonlocal left
+            guest = host.guests.get(VM)
+            if guest is not None and guest.state in _BEFORE_IT_GOES and begin_anew(host, VM):
+                return
+            if left:
+                left -= 1
+                host.clock.after(_SOON_NS, restart)
+
+        host.clock.after(at_ns, restart)
+
+    return bring
+
+
+def begin_anew(host: Host, vm: str) -> bool:
+    """Have a handler forget all it knew, but not that its guest is not here any more; False for one that knows nothing.
+
+    It is the guest's own code that does so: it writes with the guest's key.
+    """
+    try:
+        record = host.hypervisor.launched(vm)  # type: ignore[attr-defined]  # it is in this process
+        spa = record.page_spa(STATE_GPA)
+    except KeyError:
+        return False
+    if spa is None or not host.board.bus.rmp_entry(spa).validated:
+        return False
+    if Kept.parse(host.board.controller.read(spa, PAGE_BYTES, record.asid)).handed_over:
+        return False
+    host.board.controller.write(spa, Kept().pack(), record.asid)
+    return True
+
+
 # The record.
 
 
 def _is_full(built: Built, at_ns: int) -> None:
     """Somebody else has taken what was left of its disk, but for the room that is kept."""
-    record = built.control.real.migrations.record
+    live = built.control.real.migrations
 
     def fill() -> None:
+        record = live.record
         record.most_bytes = len(record.data) + record.reserved_bytes
 
     built.control.at(at_ns, fill)
@@ -248,7 +291,8 @@ def _is_killed_writing(built: Built, at_ns: int) -> None:
         whole = len(record.data)
         honest(number, decision)
         if control.now_ns >= at_ns:
-            live.record = CommitRecord(record.data[: built.dice.randrange(whole, len(record.data))])
+            left = record.data[: built.dice.randrange(whole, len(record.data))]
+            live.record = CommitRecord(left, record.most_bytes)
             raise _KilledError
 
     record.append = append  # type: ignore[assignment, method-assign]
@@ -267,18 +311,38 @@ def _by_handler(way: str) -> bool:
     return bool(WAYS[way].machine.get("migration_handler"))
 
 
+_LOST_AGENT = "migration agent: ", "the migration agent does not answer", "migration_agent: this host has none"
+"""It alone had the VM's context."""
+_LOST_HANDLER = ("the migration handler does not answer",)
+"""It alone knew which save areas are the VM's."""
+_STAYS_OUT = ("SNP_PAGE_SWAP_IN: HWERROR_PLATFORM",)
+
 INNER_FAULTS: Mapping[str, InnerFault] = {
     "a bit flips on the way": InnerFault(_spoils(_one_flipped)),
     "a frame is lost, doubled or out of order": InnerFault(_spoils(_disordered)),
     "nothing goes out of the source": InnerFault(_stands_still),
-    "the source's firmware fails": InnerFault(_firmware_fails(SOURCE), has_it=lambda way: way != "PLAIN"),
-    "the target's firmware fails": InnerFault(_firmware_fails(TARGET), has_it=lambda way: way != "PLAIN"),
-    "the source's agent begins anew": InnerFault(_agent_restarts(SOURCE), has_it=_by_agents),
-    "the target's agent begins anew": InnerFault(_agent_restarts(TARGET), has_it=_by_agents),
-    "the source's agent says nothing any more": InnerFault(_goes_silent(AGENT, SOURCE), has_it=_by_agents),
-    "the target's agent says nothing any more": InnerFault(_goes_silent(AGENT, TARGET), has_it=_by_agents),
-    "the source's handler says nothing any more": InnerFault(_goes_silent(VM, SOURCE), has_it=_by_handler),
-    "the target's handler says nothing any more": InnerFault(_goes_silent(VM, TARGET), has_it=_by_handler),
+    "the source's firmware fails": InnerFault(
+        _firmware_fails(SOURCE), has_it=lambda way: way != "PLAIN", ends=_STAYS_OUT
+    ),
+    "the target's firmware fails": InnerFault(
+        _firmware_fails(TARGET), has_it=lambda way: way != "PLAIN", ends=_STAYS_OUT
+    ),
+    "the source's agent begins anew": InnerFault(_agent_restarts(SOURCE), has_it=_by_agents, ends=_LOST_AGENT),
+    "the target's agent begins anew": InnerFault(_agent_restarts(TARGET), has_it=_by_agents, ends=_LOST_AGENT),
+    "the source's agent says nothing any more": InnerFault(
+        _goes_silent(AGENT, SOURCE), has_it=_by_agents, ends=_LOST_AGENT
+    ),
+    "the target's agent says nothing any more": InnerFault(
+        _goes_silent(AGENT, TARGET), has_it=_by_agents, ends=_LOST_AGENT
+    ),
+    "the source's handler says nothing any more": InnerFault(
+        _goes_silent(VM, SOURCE), has_it=_by_handler, ends=_LOST_HANDLER
+    ),
+    "the target's handler says nothing any more": InnerFault(
+        _goes_silent(VM, TARGET), has_it=_by_handler, ends=_LOST_HANDLER
+    ),
+    "the source's handler begins anew": InnerFault(_handler_restarts(SOURCE), has_it=_by_handler),
+    "the target's handler begins anew": InnerFault(_handler_restarts(TARGET), has_it=_by_handler),
     "the record is full": InnerFault(_is_full, lambda _: {"record": "64 KiB"}),
     "the record is full and the control plane crashes": InnerFault(
         _is_full,

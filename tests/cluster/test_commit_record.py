@@ -50,6 +50,35 @@ def test_room_for_what_was_written_is_kept_no_longer():
     assert not full.reserve(2)
 
 
+@pytest.mark.parametrize("said", [(), (Record.BEGUN,), (Record.BEGUN, Record.COMMITTED)])
+@pytest.mark.parametrize("torn", [0, 3])
+def test_who_reads_it_again_keeps_room_for_what_is_not_over_and_for_nothing_else(
+    said: tuple[Record, ...], torn: int
+) -> None:
+    one = CommitRecord(most_bytes=4096)
+    for number in range(2):
+        assert one.reserve(number)
+    for record in (Record.BEGUN, Record.COMMITTED, Record.MOVED):
+        one.append(0, record)
+    one.release(0)
+    for record in said:
+        one.append(1, record)
+    one.most_bytes = len(one.data) + one.reserved_bytes
+    again = CommitRecord(one.data + bytes(torn), one.most_bytes)
+    assert again.reserved_bytes == (one.reserved_bytes if said else 0)
+    if said:
+        assert not again.reserve(2)
+        for record in (Record.BEGUN, Record.COMMITTED, Record.AHEAD, Record.MOVED)[len(said) :]:
+            again.append(1, record)
+
+
+def test_a_disk_that_lost_what_it_said_it_wrote_reads_as_one_to_which_less_was_written() -> None:
+    """So nothing can be found at reading, unless an entry is torn."""
+    less, more = written([Entry(3, Record.BEGUN)]), written([Entry(3, Record.BEGUN), Entry(3, Record.COMMITTED)])
+    assert more.data[: len(less.data)] == less.data
+    assert CommitRecord(more.data[: len(less.data)]).last() == less.last() == {3: Record.BEGUN}
+
+
 @settings(max_examples=30, deadline=None)
 @given(entries=ENTRIES.filter(bool), at=st.integers(0, 10_000), flip=st.integers(1, 255))
 def test_a_changed_byte_ends_it_there(entries: list[Entry], at: int, flip: int) -> None:

@@ -9,9 +9,12 @@ import pytest
 from cluster import hand_over
 from cluster.bench import fault_grid, faults, inner_faults
 from cluster.bench.fault_grid import GENERATIONS, Cell
+from cluster.bench.fault_verdict import judged
+from cluster.bench.inner_faults import FaultyControl
 from cluster.bench.moving_machines import WAYS
 from cluster.commit_record import CommitRecord
-from cluster.hand_over import Event, Phase
+from cluster.control_plane import ControlPlane
+from cluster.hand_over import Event, Phase, Record
 from cluster.live_migration import LiveMigrations
 from cluster.migration import Migration
 from cluster.migration_commands import TELL
@@ -104,7 +107,7 @@ def test_a_control_plane_that_says_what_it_has_not_written_is_found(
 
 
 def test_a_record_that_goes_on_behind_a_torn_entry_is_found(firmware: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def reopened(data: bytes) -> CommitRecord:
+    def reopened(data: bytes, _: int) -> CommitRecord:
         record = CommitRecord()
         record._data += data
         return record
@@ -117,6 +120,30 @@ def test_a_record_that_goes_on_behind_a_torn_entry_is_found(firmware: Path, monk
 def test_a_record_that_keeps_no_room_is_found(firmware: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CommitRecord, "reserve", lambda *_: True)
     assert "RecordFullError" in wrong("the record is full", "PLAIN", firmware, "paused")
+
+
+def test_a_disk_that_loses_what_it_said_it_wrote_makes_two_and_they_are_found(firmware: Path) -> None:
+    """Nothing withstands that, and nothing can tell, as LIMITATIONS says: what was decided, and said, is forgotten."""
+    where = "the control plane crashes", "committed"
+    (one,) = [one for one in cells("PLAIN", firmware) if (one.fault, one.point) == where]
+
+    def bring(control: ControlPlane, _: object) -> FaultyControl:
+        faulty, live = FaultyControl(control), control.migrations
+
+        def loses() -> None:
+            kept, last = CommitRecord(), list(live.record.entries())
+            assert last.pop().record is Record.COMMITTED
+            for entry in last:
+                kept.append(entry.number, entry.record)
+            live.record = kept
+
+        faulty.at(one.to_ns - 1, loses)
+        return faulty
+
+    body = fault_grid.schedule(one, firmware, 0)
+    body["faults"] = [{"kind": "control-plane-crash", "at": f"{one.to_ns - 1} ns"}]
+    assert judged(body)[0] is None
+    assert judged(body, bring)[0] == "2 hosts ran it at once"
 
 
 def test_pages_that_stay_out_when_firmware_fails_are_found(firmware: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 from cluster.bench import faults
+from cluster.bench.fault_pairs import played, smallest
 from cluster.bench.fault_verdict import judged
 from cluster.entity import ControlPlane, Message
 from cluster.migration import Outcome
@@ -28,9 +29,9 @@ def firmware(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("first", range(0, 50, 10))
 def test_whatever_goes_wrong_a_vm_is_whole_and_in_one_place(first: int, generation: str, firmware: Path) -> None:
     for seed in range(first, first + 10):
-        body = faults.schedule(seed, generation, firmware)
-        wrong, moves = judged(body, twice=seed % faults.TWICE == 0)
-        assert wrong is None, f"seed {seed}: {wrong}; smallest: {faults.smallest(body)}"
+        one = faults.whole_schedule(seed, generation, firmware)
+        wrong, moves = played(one, twice=seed % faults.TWICE == 0)
+        assert wrong is None, f"seed {seed}: {wrong}; smallest: {smallest(one)}"
         assert moves
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from node.agent_messages import AgentRefusal, Carry, ask_firmware
+from node.agent_messages import MOST_TRIES, AgentRefusal, Carry, ask_firmware
 from node.message_place import COUNT_BYTES, VMPCK_BYTES
 from node.operations import Read, Write
 from psp.guest_message import MessageHeader, MessageKey, MessageType
@@ -13,14 +13,19 @@ LAST, ANSWER = 6, b"what firmware says" * 4
 ASKED = MessageType.REPORT_REQ
 
 
-def answered(page):
-    """What comes of an answer to message 7: the payload; and the count that is kept."""
+def answered(*pages):
+    """What comes of answers to message 7, which is sent again as it was after all but the last: the payload.
+
+    Its number is used up once.
+    """
     asking = ask_firmware(0x1000, ASKED, ReportRequest(bytes(64)))
     assert [type(one) for one in next(asking)] == [Read, Read]
     carried = asking.send((KEY, LAST.to_bytes(COUNT_BYTES, "little")))
     assert isinstance(carried, Carry)
     assert MessageHeader.checked(carried.message).sequence == LAST + 1
-    (kept,) = asking.send(page)
+    for page in pages[:-1]:
+        assert asking.send(page) == carried
+    (kept,) = asking.send(pages[-1])
     assert isinstance(kept, Write)
     assert int.from_bytes(kept.data, "little") == LAST + 2
     with pytest.raises(StopIteration) as done:
@@ -34,6 +39,11 @@ def sealed(sequence=LAST + 2, kind=ASKED + 1, key=KEY):
 
 def test_the_answer_to_its_message_is_taken_and_both_numbers_are_used_up():
     assert answered(sealed()) == ANSWER
+
+
+@pytest.mark.parametrize("wrong", [sealed(sequence=LAST), bytes(4096)])
+def test_firmware_that_did_not_answer_is_asked_the_same_again(wrong):
+    assert answered(wrong, sealed()) == answered(wrong, wrong, sealed()) == ANSWER
 
 
 @pytest.mark.parametrize(
@@ -50,4 +60,4 @@ def test_the_answer_to_its_message_is_taken_and_both_numbers_are_used_up():
 )
 def test_an_older_a_later_and_anybody_else_s_answer_is_refused(page, line):
     with pytest.raises(AgentRefusal, match=line):
-        answered(page)
+        answered(*[page] * MOST_TRIES)
