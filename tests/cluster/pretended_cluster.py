@@ -49,6 +49,7 @@ class PretendedCluster:
     cpus = 8
     machines = 1
     startup_s = 0.0
+    lost_at_start = ""
     running = False
 
     def __init__(self, fate: Fate = lambda _: None) -> None:
