@@ -64,7 +64,7 @@ CONNECT_S = 30.0
 LEAVE_S = 5.0
 """How long processes may take to leave before they are killed."""
 ARRIVE_S = 120.0
-"""How long workers may take to answer for the first time: on a busy machine each starts a Python that imports Ray."""
+"""How long workers may take to answer for the first time, after the one before: each starts a Python that loads Ray."""
 _NOT_STARTED = "sevfleet: Ray did not start:"
 _ENDED_BY_RAY = "this process was ended; Ray does so where it loses its own processes on this machine"
 _TALKATIVE = ("print_to_stdstream", "listen_error_messages")
@@ -271,6 +271,8 @@ class RayCluster(Actors):
         self.startup_s = 0.0
         self.lost_at_start = ""
         """Which process of our Ray ended while it started, so that another was started."""
+        self.arrived_s = 0.0
+        """When an actor showed its papers last, of ``time.monotonic``."""
         self.cpus = cores()
         """Cores that it offers, once it is started."""
         self.address = address
@@ -452,6 +454,7 @@ class RayCluster(Actors):
         if (wrong := difference(own_papers(), papers)) is not None:
             raise ClusterError(f"{self.address or 'Ray'}: {wrong}")
         self._places[actor] = actor.whereabouts()
+        self.arrived_s = time.monotonic()
 
     def kill(self, actor: Actor) -> None:
         """As in ``Actors``; also one that is stopped (SIGSTOP), which Ray would leave there."""
