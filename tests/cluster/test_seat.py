@@ -98,7 +98,7 @@ def test_one_that_is_in_line_behind_others_is_waited_for_as_long_as_some_arrive(
     cluster = PretendedCluster(fate)
     layout = on_pretended(packed(4), cluster)
     if lost:
-        with pytest.raises(WorkerLostError, match="^toy-0 was lost 4 times in a row, .* gave no sign of life for"):
+        with pytest.raises(WorkerLostError, match=r"^toy-0 was lost 4 times in a row, .* gave no sign of life for"):
             run_toys(layout, toys(4), end_ns=END_NS)
         return
     log, _ = run_toys(layout, toys(4), end_ns=END_NS)
