@@ -111,6 +111,8 @@ class ActorLayout:
         if not self._cluster.running:
             self._cluster.start(cpus)
             self.startup_s += self._cluster.startup_s
+            if self._cluster.lost_at_start:
+                self._news.append((time.monotonic(), f"{self._cluster.lost_at_start}; another Ray was started"))
 
     @property
     def _working(self) -> list[Seat]:

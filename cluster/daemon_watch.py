@@ -28,7 +28,8 @@ class DaemonEnded(BaseException):
 class DaemonWatch:
     """A ``with`` block in which processes that are noted must live.
 
-    Raises DaemonEnded in it as soon as one does not, in the main thread alone; ``give_up`` is called
+    Raises DaemonEnded in it as soon as one does not, in the main thread alone, and behind it, where an
+    error that comes out of the block is taken to come of that; ``give_up`` is called
     with its name, in another thread, if the block is not left then, and is to end this process.
     """
 
@@ -60,8 +61,9 @@ class DaemonWatch:
         self._thread.join()
         if self._in_main_thread:
             signal.signal(signal.SIGALRM, signal.SIG_DFL if self._before is None else self._before)  # type: ignore[arg-type]
-        if self.ended and error is None:
-            raise DaemonEnded(self.ended)
+        self.ended = self.ended or ("" if error is None else self._gone())
+        if self.ended and not isinstance(error, DaemonEnded):
+            raise DaemonEnded(self.ended) from error
 
     @property
     def _in_main_thread(self) -> bool:
@@ -71,9 +73,13 @@ class DaemonWatch:
         if self.ended and not self._left.is_set():
             raise DaemonEnded(self.ended)
 
+    def _gone(self) -> str:
+        """The name of a process that is gone, or none."""
+        return next((name for name, process in tuple(self._noted) if not is_alive(process)), "")
+
     def _look(self) -> None:
         while not self._left.wait(LOOK_S):
-            self.ended = next((name for name, process in tuple(self._noted) if not is_alive(process)), "")
+            self.ended = self._gone()
             if self.ended:
                 break
         else:

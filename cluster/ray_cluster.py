@@ -50,7 +50,7 @@ from cluster.machine import cores
 from cluster.process_family import Process, end_of, family, is_stopped, process_of
 from cluster.ray_environment import TO_BE_LET_IN, clean_environment, short_folder
 from cluster.ray_folder import new_folder
-from cluster.ray_start import our_handlers, watchable
+from cluster.ray_start import bare, our_handlers, watchable
 from cluster.ray_tls import TlsError, check_same_as_before
 from cluster.time_bound import within
 
@@ -64,7 +64,7 @@ CONNECT_S = 30.0
 LEAVE_S = 5.0
 """How long processes may take to leave before they are killed."""
 ARRIVE_S = 120.0
-"""How long workers may take to answer for the first time: on a busy machine each starts a Python that imports Ray."""
+"""How long workers may take to answer for the first time, after the one before: each starts a Python that loads Ray."""
 _NOT_STARTED = "sevfleet: Ray did not start:"
 _ENDED_BY_RAY = "this process was ended; Ray does so where it loses its own processes on this machine"
 _TALKATIVE = ("print_to_stdstream", "listen_error_messages")
@@ -269,10 +269,15 @@ class RayCluster(Actors):
         if address is not None:
             parsed_address(address)  # Before anybody builds a fleet for it.
         self.startup_s = 0.0
+        self.lost_at_start = ""
+        """Which process of our Ray ended while it started, so that another was started."""
+        self.arrived_s = 0.0
+        """When an actor showed its papers last, of ``time.monotonic``."""
         self.cpus = cores()
         """Cores that it offers, once it is started."""
         self.address = address
-        self._folder: str | None = None
+        self._folders: list[str] = []
+        """Where files of our Ray are, and of one lost while it started: some of its processes may still write them."""
         self._actors: dict[Actor, str | None] = {}
         """Who lives, and the node that each was sent to."""
         self._losses: Counter[str | None] = Counter()
@@ -308,12 +313,23 @@ class RayCluster(Actors):
     def start(self, cpus: int) -> None:
         """Start Ray with ``cpus`` processes that wait for their actors, or join the Ray at the address.
 
-        Raises ClusterError in a process that is connected to a Ray already and for a cluster
-        that cannot be joined, ToolError where Ray fails.
+        Of ours one more is started where a process of the first ends meanwhile and is waited for in Python. Raises
+        ClusterError in a process that is connected to a Ray already and for a cluster that cannot be joined, ToolError
+        where Ray fails.
         """
         facts = None if self.address is None else self._facts()
+        began_s, self.lost_at_start = time.monotonic(), ""
         with HeldSignals():
-            self._start(cpus, facts)
+            try:
+                self._start(cpus, facts)
+            except DaemonEnded as ended:
+                self.lost_at_start = f"Ray's process {ended} ended unexpectedly"
+                self._take_down_half()
+                try:
+                    self._start(cpus, facts)
+                except DaemonEnded as again:
+                    raise ToolError(f"Ray did not start: {_ended(str(again))}, for the second time") from None
+        self.startup_s = self._looked_s - began_s
 
     def _facts(self) -> ClusterFacts:
         """What the cluster is, found out before Ray itself connects: where it cannot, it hangs or ends this process."""
@@ -322,7 +338,6 @@ class RayCluster(Actors):
             return facts_of(self.address)
 
     def _start(self, cpus: int, facts: ClusterFacts | None) -> None:
-        began = time.monotonic()
         with clean_environment(keep=TO_BE_LET_IN if facts else (), alone=not facts):
             import ray  # noqa: PLC0415 - a second of import that other layouts do not need
 
@@ -333,10 +348,10 @@ class RayCluster(Actors):
             except TlsError as error:
                 raise ClusterError(f"{self.address or 'Ray'}: {error}") from None
             if facts is None:
-                self._folder = new_folder(short_folder())
+                self._folders.append(new_folder(short_folder()))
                 which: dict[str, Any] = {
                     "address": "local", "num_cpus": cpus, "include_dashboard": False,
-                    "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": self._folder,
+                    "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": self._folders[-1],
                 }  # fmt: skip
             else:
                 which = {"address": self.address}
@@ -352,8 +367,6 @@ class RayCluster(Actors):
                 bound = within(CONNECT_S, late) if facts else self._watched()
                 with our_handlers(ray), bound:
                     ray.init(**which, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
-            except DaemonEnded as ended:
-                raise ToolError(f"Ray did not start: {_ended(str(ended))}") from None
             except Exception as error:
                 if facts:
                     raise ClusterError(f"{self.address}: {_why_not_joined(error, facts)}") from error
@@ -361,7 +374,11 @@ class RayCluster(Actors):
         if facts:
             self.cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
         self._looked_s = time.monotonic()
-        self.startup_s = self._looked_s - began
+
+    def _take_down_half(self) -> None:
+        """What there is of a Ray of ours that did not come up."""
+        end_of(self._processes | family(pid for pid, _ in self._processes), 0)
+        self._end()
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
@@ -379,13 +396,12 @@ class RayCluster(Actors):
         def give_up(name: str) -> None:
             # As Ray would within a minute: this process waits below Python for one that is gone.
             end_of(self._processes | family(pid for pid, _ in self._processes), 0)
-            if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
+            self._remove_folders()
             words.change(f"{_NOT_STARTED} {_ended(name)}")
             os._exit(1)
 
         watch = DaemonWatch(give_up)
-        with words, watchable(self._ray, note), watch:
+        with words, bare(self._ray), watchable(self._ray, note), watch:
             yield
 
     def _silence(self) -> None:
@@ -438,6 +454,7 @@ class RayCluster(Actors):
         if (wrong := difference(own_papers(), papers)) is not None:
             raise ClusterError(f"{self.address or 'Ray'}: {wrong}")
         self._places[actor] = actor.whereabouts()
+        self.arrived_s = time.monotonic()
 
     def kill(self, actor: Actor) -> None:
         """As in ``Actors``; also one that is stopped (SIGSTOP), which Ray would leave there."""
@@ -511,10 +528,13 @@ class RayCluster(Actors):
         with HeldSignals():
             if self._ray is not None:
                 self._end()
-            if self._folder is not None:
-                shutil.rmtree(self._folder, ignore_errors=True)
-                self._folder = None
+            self._remove_folders()
             self._lasting.close()
+
+    def _remove_folders(self) -> None:
+        for folder in self._folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._folders = []
 
     def _end(self) -> None:
         processes = self._processes | self._family()

@@ -9,12 +9,14 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from cluster.held_signals import HELD, unheard
 
 _RAYLET = "raylet"
+_NOT_NEEDED = ("start_monitor", "start_log_monitor", "start_api_server")
 _GIVES_UP = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
 """How soon the raylet ends when the head's server is gone, in place of a minute: this process, when it connects, waits
 for the raylet below Python with the interpreter's lock held, so that no watch of ours runs."""
@@ -45,11 +47,13 @@ def our_handlers(ray: Any) -> Iterator[None]:
 def watchable(ray: Any, note: Callable[[str, int], None]) -> Iterator[None]:
     """Be told name and number of each process that Ray starts in the block, and keep Ray from what hinders a watch.
 
-    Ray tells nobody else before all of them run, and waits for the first one's port with the interpreter's lock held.
-    Where it waits so for the raylet, that has to end before Ray ends this process, in lines of its own.
+    Ray tells nobody else before all of them run, waits for the first one's port with the interpreter's lock held, and
+    below Python until the raylet is known to the head. Where it waits for the raylet's connection, with the lock, that
+    has to end before Ray ends this process, in lines of its own.
     """
-    services, node = ray._private.services, ray._private.node  # noqa: SLF001
+    services, node, state = ray._private.services, ray._private.node, ray._private.state.GlobalState  # noqa: SLF001
     start, wait, core = services.start_ray_process, node.wait_for_persisted_port, ray._raylet.CoreWorker  # noqa: SLF001
+    found = state.get_node
 
     def told(command: list[str], process_type: str, *rest: Any, **named: Any) -> Any:
         if process_type == _RAYLET:
@@ -64,16 +68,42 @@ def watchable(ray: Any, note: Callable[[str, int], None]) -> Iterator[None]:
                 return wait(*which, timeout_ms=_TURN_MS, **named)
         return wait(*which, timeout_ms=_TURN_MS, **named)
 
+    def once_there(self: Any, node_id: str) -> Any:
+        if all(one["NodeID"] != node_id for one in self.node_table()):
+            time.sleep(_TURN_MS / 1000)
+            raise RuntimeError(f"node {node_id} is still to come")  # so that Ray asks again
+        return found(self, node_id)
+
     def in_silence(*which: Any) -> Any:
         # The lock is held, so nobody else of this process writes meanwhile.
         with _nothing_on_stderr():
             return core(*which)
 
     services.start_ray_process, node.wait_for_persisted_port, ray._raylet.CoreWorker = told, in_turns, in_silence  # noqa: SLF001
+    state.get_node = once_there
     try:
         yield
     finally:
+        state.get_node = found
         services.start_ray_process, node.wait_for_persisted_port, ray._raylet.CoreWorker = start, wait, core  # noqa: SLF001
+
+
+@contextlib.contextmanager
+def bare(ray: Any) -> Iterator[None]:
+    """Ray, where it starts in the block, starts nothing but what runs actors: half the processes, and half the time.
+
+    There is neither a dashboard, for which there is no setting that leaves out its server, nor who
+    follows log files, nor who asks clouds for machines.
+    """
+    node = ray._private.node.Node  # noqa: SLF001
+    theirs = {name: getattr(node, name) for name in _NOT_NEEDED if hasattr(node, name)}
+    for name in theirs:
+        setattr(node, name, lambda self, **_: setattr(self, "_webui_url", None))
+    try:
+        yield
+    finally:
+        for name, function in theirs.items():
+            setattr(node, name, function)
 
 
 @contextlib.contextmanager

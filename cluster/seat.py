@@ -137,7 +137,8 @@ class Seat:
         """No answer yet: how that looks, in words, "" while it is nothing. Raises WorkerLostError without any life."""
         wait, now_s = self._wait, time.monotonic()
         assert wait is not None
-        silent_s, patience_s = now_s - wait.began_s, ARRIVE_S
+        # Ray starts a few processes at a time: as long as some arrive, the others are in line.
+        silent_s, patience_s = now_s - max(wait.began_s, self._cluster.arrived_s), ARRIVE_S
         if wait.life is not None:
             silent_s, patience_s = wait.life.silent_s(), self._patience_s
         if silent_s > patience_s:

@@ -1,5 +1,6 @@
 """What every floor's tests share: data, patience with a busy machine, and where tests that start Ray run."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -44,3 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group(f"ray {2 * files.index(item.path) // len(files)}"))
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay: half a million objects that nobody is to look through for garbage again and again."""
+    gc.collect()
+    gc.freeze()

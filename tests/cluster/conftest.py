@@ -1,14 +1,14 @@
 """Scenarios that several tests start from."""
 
 import gc
+import mmap
 import sys
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 
 import pytest
 
-from cluster import inline_layout
+from cluster import inline_layout, shard_worker
 from cluster.bundled_scenarios import load_scenario
 from cluster.fleet_garbage import collect_fleet
 from cluster.scenario import Scenario
@@ -17,23 +17,31 @@ from node.firmware_image import laboratory_image
 sys.path.insert(0, str(Path(__file__).parent))  # for toy_hosts, here and (Ray hands the path on) in workers
 
 
-_FLEETS = 16
+_WORTH_A_LOOK = 300 << 20
+"""So much more memory than after the last look may be garbage."""
+
+
+def resident_bytes() -> int:
+    """What this process holds (proc_pid_statm(5))."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 @pytest.fixture(scope="session", autouse=True)
 def fleets_go_together() -> Iterator[None]:
-    """What a run leaves is collected with what some others do: a look through all modules and tests takes a while."""
-    usual, runs = gc.get_threshold(), count(1)
+    """What a run leaves is collected with what others do: a look through all modules and tests takes a while."""
+    usual, held = gc.get_threshold(), resident_bytes()
 
     def collect_some() -> None:
-        if next(runs) % _FLEETS:
-            gc.set_threshold(*usual)
-            gc.unfreeze()
-        else:
+        nonlocal held
+        gc.set_threshold(*usual)
+        if resident_bytes() > held + _WORTH_A_LOOK:
             collect_fleet()
+            gc.freeze()
+            held = resident_bytes()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inline_layout, "collect_fleet", collect_some)
+        for module in (inline_layout, shard_worker):
+            patch.setattr(module, "collect_fleet", collect_some)
         yield
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster import seat
 from cluster.actor_layout import ActorLayout, WorkerRule
 from cluster.ray_cluster import ClusterLostError, Missing, Raised
 
@@ -49,6 +50,8 @@ class PretendedCluster:
     cpus = 8
     machines = 1
     startup_s = 0.0
+    lost_at_start = ""
+    arrived_s = 0.0
     running = False
 
     def __init__(self, fate: Fate = lambda _: None) -> None:
@@ -73,6 +76,7 @@ class PretendedCluster:
 
     def admit(self, actor: PretendedActor, papers: Any) -> None:
         assert papers is None
+        self.arrived_s = seat.time.monotonic()  # by the clock that a test may have put there
 
     def remember_processes(self) -> None:
         pass

@@ -44,6 +44,27 @@ def wait_uninterrupted(daemon: subprocess.Popen[bytes]) -> None:
             time.sleep(0.01)
 
 
+def fail_by(daemon: subprocess.Popen[bytes], watched: int) -> None:
+    with DaemonWatch(never) as watch:
+        watch.note("server", process_of(watched))
+        daemon.kill()
+        daemon.wait()
+        raise ConnectionError("the server is gone")
+
+
+def test_an_error_is_taken_to_come_of_a_process_that_is_gone(
+    daemon: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.daemon_watch.LOOK_S", 30.0)  # the error is there before anybody has looked
+    with pytest.raises(DaemonEnded, match="server"):
+        fail_by(daemon, daemon.pid)
+
+
+def test_an_error_beside_processes_that_live_comes_out_as_it_is(daemon: subprocess.Popen[bytes]) -> None:
+    with pytest.raises(ConnectionError, match="the server is gone"):
+        fail_by(daemon, os.getpid())
+
+
 def test_who_waits_in_python_is_interrupted_whatever_it_catches(daemon: subprocess.Popen[bytes]) -> None:
     before, began = signal.getsignal(signal.SIGALRM), time.monotonic()
     with pytest.raises(DaemonEnded, match="server"):

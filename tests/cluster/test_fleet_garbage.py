@@ -1,17 +1,28 @@
 """The collector of a process that holds a fleet: it leaves the fleet alone, and is as it was afterwards."""
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 from toy_hosts import Toy, build_toy
 
+from cluster import inline_layout
 from cluster.fleet_garbage import collect_fleet, growing_fleet, spare_fleet
-from cluster.inline_layout import InlineLayout
 
 
-def test_a_fleet_is_spared_while_it_lives_and_the_collector_is_as_usual_afterwards() -> None:
+@pytest.fixture(scope="module", autouse=True)
+def aside() -> Iterator[None]:
+    """Modules and tests are left out of collections again."""
+    yield
+    gc.freeze()
+
+
+def test_a_fleet_is_spared_while_it_lives_and_the_collector_is_as_usual_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inline_layout, "collect_fleet", collect_fleet)
     usual = gc.get_threshold()
-    layout = InlineLayout()
+    layout = inline_layout.InlineLayout()
     toy = Toy("one")
     layout.start(build_toy, [(toy.name, toy.pack())])
     assert gc.get_freeze_count() > 0

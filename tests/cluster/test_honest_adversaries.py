@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any
@@ -99,13 +99,6 @@ def _heads(programs: list[GeneratorType]) -> list[GeneratorType]:
     """Programs that no other hands its answers on to."""
     parts = {id(program.gi_yieldfrom) for program in programs}
     return [program for program in programs if id(program) not in parts]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen() -> Iterator[None]:
-    """What tests set aside stays aside: to collect all modules anew takes longer than most of them."""
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

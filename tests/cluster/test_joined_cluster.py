@@ -33,11 +33,11 @@ FOREIGN = 'raise SystemError("a foreign package was imported")\n'
 NODES = """
 import sys
 from ray.cluster_utils import Cluster
-size = 100 << 20
+usual = {"object_store_memory": 100 << 20, "include_log_monitor": False}
 cluster = Cluster(
-    initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": size}
+    initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "no_monitor": True, **usual}
 )
-second = cluster.add_node(num_cpus=1, object_store_memory=size)
+second = cluster.add_node(num_cpus=1, **usual)
 print(cluster.address, second.node_id, flush=True)
 if sys.stdin.readline():
     cluster.remove_node(second, allow_graceful=False)
@@ -368,12 +368,16 @@ def ray_head(folder: Path, ip: str, more: dict[str, str], prefix: tuple[str, ...
         yield f"{ip}:{port}"
 
 
+QUICK = ("--no-monitor", "--include-log-monitor=false")
+"""Nobody asks clouds for machines or follows log files."""
+
+
 @contextmanager
 def ray_node(folder: Path, arguments: list[str], more: dict[str, str], prefix: tuple[str, ...]) -> Iterator[None]:
     """A node with files of its own; whatever it started is ended."""
     mark = f"sf-test-{os.getpid()}-{len(arguments)}"
     files = [f"--temp-dir=/tmp/{mark}"] if "--head" in arguments else []
-    ray = [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", *files]
+    ray = [*prefix, sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", *QUICK, *files]
     # A head of a user who has a token somewhere would ask for it.
     usual = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     environment = {**os.environ, **usual, **more, "SEVFLEET_TEST_NODE": mark}

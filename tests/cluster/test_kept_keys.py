@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,13 +87,6 @@ class Look:
             "metrics": self.hunt.found_among(self.metrics),
         }
         return {place: found for place, found in places.items() if found}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen() -> Iterator[None]:
-    """What tests set aside stays aside: to collect all modules anew takes longer than most of them."""
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

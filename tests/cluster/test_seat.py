@@ -12,7 +12,7 @@ from cluster import seat as seat_module
 from cluster.actor_layout import packed
 from cluster.inline_layout import InlineLayout
 from cluster.layout import WorkerLostError
-from cluster.ray_cluster import Missing
+from cluster.ray_cluster import ARRIVE_S, Missing
 from cluster.seat import MOST_LOSSES
 from cluster.shard_worker import parsed_call
 
@@ -78,3 +78,30 @@ def test_one_that_gives_no_sign_of_life_is_named_then_ended_and_replaced(monkeyp
     assert digest(log) == digest(run_toys(InlineLayout(), toys(2), end_ns=END_NS)[0])
     assert cluster.killed == [stands[0].actor]
     assert {"worker 1 gives no sign of life, for 6 s now", "worker 1 was lost and is replaced"} <= notes
+
+
+@pytest.mark.parametrize(("apart_s", "lost"), [(ARRIVE_S - 10, False), (ARRIVE_S + 10, True)])
+def test_one_that_is_in_line_behind_others_is_waited_for_as_long_as_some_arrive(
+    apart_s: float, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray starts a few processes at a time, and on a busy machine each takes a while."""
+    now_s = [0.0]
+    for module in (seat_module, life_sign):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+
+    def fate(call: PretendedCall) -> object:
+        if call.method != "papers":
+            return None
+        now_s[0] += 1.0
+        return Missing.WAITING if now_s[0] < apart_s * (1 + cluster.actors.index(call.actor)) else None
+
+    cluster = PretendedCluster(fate)
+    layout = on_pretended(packed(4), cluster)
+    if lost:
+        with pytest.raises(WorkerLostError, match=r"^toy-0 was lost 4 times in a row, .* gave no sign of life for"):
+            run_toys(layout, toys(4), end_ns=END_NS)
+        return
+    log, _ = run_toys(layout, toys(4), end_ns=END_NS)
+    assert now_s[0] > 3 * ARRIVE_S
+    assert cluster.killed == []
+    assert digest(log) == digest(run_toys(InlineLayout(), toys(4), end_ns=END_NS)[0])

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_hosts import ToyHost, TwoWordsError, build_toy, toys
 
+from cluster import shard_worker
 from cluster.entity import NEVER, Message
-from cluster.fleet_garbage import collect_fleet
 from cluster.inbox import ProtocolViolationError
 from cluster.layout import merged_rows
 from cluster.shard import Shard, ShardReport
@@ -28,7 +28,7 @@ from cluster.tables import TABLES
 @pytest.fixture(autouse=True)
 def _collector_as_usual() -> Iterator[None]:
     yield
-    collect_fleet()  # A worker spares its fleet for as long as its process lives.
+    shard_worker.collect_fleet()  # A worker spares its fleet for as long as its process lives.
 
 
 TIMES = st.integers(0, NEVER)

@@ -260,11 +260,9 @@ def test_an_access_through_an_empty_key_slot_is_a_fault_and_no_crash():
 
 @pytest.fixture(scope="module")
 def others_aside():
-    """What other tests and modules left is collected once, and not looked through again and again."""
+    """What other tests left is collected once, and not looked through again and again."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.usefixtures("others_aside")

@@ -118,12 +118,10 @@ STATES = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def others_aside() -> Iterator[None]:
-    """What other tests and modules left is collected once, and not looked through again and again."""
+def others_aside() -> None:
+    """What other tests left is collected once, and not looked through again and again."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
