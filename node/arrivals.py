@@ -97,7 +97,7 @@ class Arrivals:
         if before is not None:
             host.check_name(spec.name)
         host.departures.chains.pop(spec.name, None)
-        guest = Guest(spec, host.clock.now_ns, state=_ARRIVING)
+        guest = Guest(spec, host.clock.now_ns, _ARRIVING)
         host.guests[spec.name] = guest
         if host.certificates is not None:
             host.want_certificates(spec)

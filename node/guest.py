@@ -119,22 +119,15 @@ GONE = (GuestState.DESTROYED, GuestState.REFUSED, GuestState.DEPARTED)
 """A VM in one of these states has nothing on the host but its books."""
 
 
-@dataclass(slots=True)
 class Guest:
-    """The host's record of a VM. Times are virtual nanoseconds."""
+    """The host's record of a VM. Times are virtual nanoseconds. What stands at the class is how each begins."""
 
-    spec: GuestSpec
-    ordered_ns: int
-    software: TenantPort = field(init=False)
+    software: TenantPort
     """Its start-up code and programs, from the moment it runs."""
-    state: GuestState = GuestState.LAUNCHING
-    vcpus: list[Vcpu] = field(default_factory=list)
-    phase_costs: dict[int, tuple[PhaseCost, ...]] = field(default_factory=dict)
-    """Costs of each vCPU's demands."""
-    operation_cost: GuestOperationCost = field(init=False)
-    """Prices of its operations on its host, from the moment it runs."""
-    chain: Chain = field(init=False)
-    """What happens to it on its host, from then on too."""
+    operation_cost: GuestOperationCost
+    """Prices of its operations on its host, from then on too."""
+    chain: Chain
+    """What happens to it on its host, likewise."""
     when_parked: Callable[[], None] | None = None
     """Whom to tell when the last vCPU has come to rest for a pause."""
     asid: int = 0
@@ -157,10 +150,6 @@ class Guest:
     """Destroyed before its launch was through: it goes as soon as it has come."""
     reason: str = ""
     shutdown_code: int = 0
-    lost_ns: dict[Mechanism, float] = field(default_factory=dict)
-    """vCPU time by mechanism that is not proportional to instructions: loaded latency, waits, operations."""
-    row_ns: dict[str, float] = field(default_factory=dict)
-    """Of the time in blocks, what is in proportion to rows of the cost table that have a sweep range."""
     operation_ns: int = 0
     operations: int = 0
     faults: int = 0
@@ -187,6 +176,18 @@ class Guest:
     """What it said last of its devices, and those that it trusts, a bit for each."""
     network: NetworkBooks | None = None
     """What went through its network cards, if it has some."""
+
+    def __init__(self, spec: GuestSpec, ordered_ns: int, state: GuestState = GuestState.LAUNCHING) -> None:
+        self.spec = spec
+        self.ordered_ns = ordered_ns
+        self.state = state
+        self.vcpus: list[Vcpu] = []
+        self.phase_costs: dict[int, tuple[PhaseCost, ...]] = {}
+        """Costs of each vCPU's demands."""
+        self.lost_ns: dict[Mechanism, float] = {}
+        """vCPU time by mechanism that is not proportional to instructions: loaded latency, waits, operations."""
+        self.row_ns: dict[str, float] = {}
+        """Of the time in blocks, what is in proportion to rows of the cost table that have a sweep range."""
 
     def tell_parked(self) -> None:
         """Call whoever waits for all of its vCPUs to be at rest, where they are."""

@@ -93,11 +93,15 @@ class GuestBooks(NamedTuple):
             network,
         ) = self  # fmt: skip
         # Its new host's security processor has worked for it already.
-        guest.psp_wait_ns += psp_wait_ns
-        guest.psp_service_ns += psp_service_ns
-        guest.svsm = SvsmUse(*svsm) if svsm else None
-        guest.network = NetworkBooks(*network) if network else None
-        guest.disk = DiskBooks(*disk) if disk else None  # type: ignore[arg-type]  # as they were packed
+        if psp_wait_ns or psp_service_ns:
+            guest.psp_wait_ns += psp_wait_ns
+            guest.psp_service_ns += psp_service_ns
+        if svsm:
+            guest.svsm = SvsmUse(*svsm)
+        if network or guest.network is not None:
+            guest.network = NetworkBooks(*network) if network else None
+        if disk:
+            guest.disk = DiskBooks(*disk)  # type: ignore[arg-type]  # as they were packed
         guest.lost_ns = with_all(lost_ns)
         guest.row_ns = dict(row_ns)
         for vcpu, elapsed, retired_there, phases_there in zip(
@@ -120,7 +124,7 @@ def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
         times[_LLC] += vcpu.llc_ns
         costs = guest.phase_costs[vcpu.index]
         for number, instructions in _by_number(vcpu.instructions):
-            for mechanism, ns in costs[number].parts:
+            for mechanism, ns in costs[number].felt:
                 times[mechanism] += instructions * ns
     return times
 

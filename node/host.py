@@ -184,7 +184,8 @@ class Host:
         same operations, charged to nobody.
         """
         self.check_name(spec.name)
-        guest = Guest(spec, ordered_ns=self.clock.now_ns, lost_ns=no_time())
+        guest = Guest(spec, self.clock.now_ns)
+        guest.lost_ns = no_time()
         self.guests[spec.name] = guest
         if spec.network:
             self.network.expect(guest)

@@ -7,7 +7,7 @@ walks and exits cost under the VM's generation, each from the cost table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from node.cache_shares import CacheUser
 from node.contention import PhaseLoad
@@ -91,6 +91,11 @@ class PhaseCost:
 
     load: PhaseLoad
     parts: tuple[tuple[Mechanism, float], ...]
+    felt: tuple[tuple[Mechanism, float], ...] = field(init=False, repr=False, compare=False)
+    """The parts that are not zero."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "felt", tuple([part for part in self.parts if part[1]]))
 
     @classmethod
     def of(
