@@ -134,7 +134,9 @@ class Host:
         self.guests: dict[str, Guest] = {}
         self.peak_vcpus = 0
         self._seated: list[Guest] = []
-        """VMs whose vCPUs the host holds, among others that are gone since it was last counted."""
+        """VMs whose vCPUs the host holds, among others that are gone since they were last counted."""
+        self._seated_vcpus = 0
+        """Of all of these."""
         self._tenants = tenants or local_tenants(programs)
         self.images = images
         prices = host_prices(costs, HostKind.of(product, spec.platform))
@@ -400,12 +402,12 @@ class Host:
                 self.network.wire(guest, requester)
         if spec.network:
             self.network.plug(guest)
-        seated, vcpus = [guest], len(guest.vcpus)
-        for one in self._seated:
-            if one.state in _SEATED:
-                seated.append(one)
-                vcpus += len(one.vcpus)
-        self._seated, self.peak_vcpus = seated, max(self.peak_vcpus, vcpus)
+        self._seated.append(guest)
+        self._seated_vcpus += len(guest.vcpus)
+        if self._seated_vcpus > self.peak_vcpus:
+            self._seated = [one for one in self._seated if one.state in _SEATED]
+            self._seated_vcpus = sum([len(one.vcpus) for one in self._seated])
+            self.peak_vcpus = max(self.peak_vcpus, self._seated_vcpus)
 
     def _placed(self, vm: str, areas: tuple[int, ...]) -> None:
         """Where save areas are that nobody had asked for."""

@@ -57,9 +57,11 @@ class UnlaidMoves:
     ) -> None:
         self._unlaid = unlaid = board.unlaid
         # Another kind of hypervisor may do other things than are known here.
-        self._hypervisor = hypervisor if type(hypervisor) is Hypervisor else None
-        if self._hypervisor is not None:
-            unlaid.free_memory.frames = self._hypervisor.frames
+        self._hypervisor = known = hypervisor if type(hypervisor) is Hypervisor else None
+        self._places: dict[str, VmPlace] = {}
+        if known is not None:
+            unlaid.free_memory.frames, self._places = known.frames, known.places
+        self._port = hypervisor
         self._tasks = tasks
         self._cost = cost
         self._stop_ns: dict[int, int] = {}
@@ -70,10 +72,9 @@ class UnlaidMoves:
 
     def _place(self, vm: str) -> VmPlace | None:
         """What the hypervisor holds of a VM, if it has nothing to do for it and nobody has looked at that."""
-        hypervisor = self._hypervisor
-        if hypervisor is None or vm not in self._unlaid.vms or vm in self._tasks.lines:
+        if vm not in self._unlaid.vms or vm in self._tasks.lines:
             return None
-        return hypervisor.places.get(vm)
+        return self._places.get(vm)
 
     def receive(self, guest: Guest) -> bool:
         """As ``receive``: what the VM will need is taken."""
@@ -81,7 +82,7 @@ class UnlaidMoves:
         vm = spec.name
         if hypervisor is None or vm not in unlaid.vms or vm in self._tasks.lines:
             return False
-        if vm in hypervisor.places or hypervisor.has_record(vm):
+        if vm in self._places or hypervisor.has_record(vm):
             return False
         if spec.cpu_model or spec.launched_on:
             return False  # Of the latter the hypervisor asks whether its processors show all that they are shown.
@@ -96,16 +97,16 @@ class UnlaidMoves:
             if not unlaid.build(vm, place):
                 place.give_back()
                 return False
-        hypervisor.places[vm] = place
+        self._places[vm] = place
         return True
 
     def export(
         self, guest: Guest, started: tuple[bool, ...], read: Callable[[object], None], refused: Refused
     ) -> bool:  # fmt: skip
         """As ``export``: the VM is read."""
-        hypervisor, vm, unlaid, rips = self._hypervisor, guest.spec.name, self._unlaid, guest.boot_rips
+        vm, rips = guest.spec.name, guest.boot_rips
         place = self._place(vm)
-        if place is None or hypervisor is None or unlaid.pages(vm) is None:
+        if place is None:
             return False
         count = place.count
         spent_ns = self._stop_ns.get(count)
@@ -113,13 +114,13 @@ class UnlaidMoves:
             spent_ns = self._stop_ns[count] = round(self._cost.price_of_work((STOP, *[PAUSE] * count)))
 
         def state() -> VmState | None:
-            found = unlaid.read(vm, count)
+            found = self._unlaid.read(vm, count)
             if found is None:
                 return None
             areas, pages = found
             return _new(VmState, (vm, areas, started, place.launched_gpas, rips, pages, *_NO_MORE))
 
-        self._tasks.spend(guest, spent_ns, state, read, refused, lambda: hypervisor.export(vm, started, rips))
+        self._tasks.spend(guest, spent_ns, state, read, refused, lambda: self._port.export(vm, started, rips))
         return True
 
     def fill(self, guest: Guest, state: VmState, laid: Callable[[object], None], refused: Refused) -> bool:
@@ -147,9 +148,9 @@ class UnlaidMoves:
 
     def depart(self, guest: Guest) -> bool:
         """As ``depart``: everything that the VM had is given back."""
-        hypervisor, vm = self._hypervisor, guest.spec.name
+        vm = guest.spec.name
         place = self._place(vm)
-        if place is None or hypervisor is None:
+        if place is None:
             return False
         length = place.shape.wanted.run
         spent_ns = self._clear_ns.get(length)
@@ -157,12 +158,12 @@ class UnlaidMoves:
             spent_ns = self._clear_ns[length] = round(self._cost.price((op.HostClear(0, length),)))
 
         def cleared() -> bool | None:
-            if hypervisor.places.get(vm) is not place or not self._unlaid.leave(vm, place):
+            if self._places.get(vm) is not place or not self._unlaid.leave(vm, place):
                 return None
-            del hypervisor.places[vm]
+            del self._places[vm]
             return True
 
-        self._tasks.spend(guest, spent_ns, cleared, _ignore, None, lambda: hypervisor.depart(vm))
+        self._tasks.spend(guest, spent_ns, cleared, _ignore, None, lambda: self._port.depart(vm))
         return True
 
 

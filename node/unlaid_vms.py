@@ -302,13 +302,11 @@ class UnlaidVms:
         one.done.append(lambda: _stores(vm, laid, whole))
         return b"".join(laid.values())
 
-    def pages(self, vm: str) -> Pages | None:
-        """What a VM's memory holds, by GPA, as long as it is what it came with; None where nobody knows at once."""
-        one = self.vms.get(vm)
-        return None if one is None or self._board.observer is not None else one.pages
-
     def read(self, vm: str, vcpus: int) -> tuple[tuple[bytes | StoredArea, ...], Pages] | None:
-        """Save areas of its first vCPUs, and the same; None likewise."""
+        """Save areas of a VM's first vCPUs, and what its memory holds, by GPA, as long as that is what it came with.
+
+        None where nobody knows at once.
+        """
         one = self.vms.get(vm)
         if one is None or one.pages is None or self._board.observer is not None:
             return None
