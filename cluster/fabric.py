@@ -103,8 +103,9 @@ class Fabric:
         return [sum([one.sent_bytes for one in self._paths.values() if link in one.links]) for link in self._links]
 
     def _path(self, source: str, destination: str) -> _Path:
-        path = _Path(tuple([self._links[number] for number in self._topology.path(source, destination)]))
-        return self._paths.setdefault((source, destination), path)
+        links = tuple(map(self._links.__getitem__, self._topology.path(source, destination)))
+        path = self._paths[source, destination] = _Path(links)
+        return path
 
     def start(
         self, name: Name, source: str, destination: str, size_bytes: float, now_ns: int, cap_bytes_per_s: float = 0.0

@@ -243,6 +243,8 @@ class Precopy:
         self.memory_bytes = memory_bytes
         self._settings = settings
         self._pools = tuple(pools)
+        self._is_written = any(bytes_per_s for _, bytes_per_s in pools)
+        """Whether the guest has written anything, or will."""
         self._dirty = [0.0] * len(self._pools)
         """Bytes of each pool written since the log was read last."""
         self._looked_ns = now_ns
@@ -284,11 +286,12 @@ class Precopy:
         """The guest writes otherwise from now on, into as many pools; what it has written stays written."""
         self.dirty_bytes(now_ns)
         self._pools = tuple(pools)
+        self._is_written |= any(bytes_per_s for _, bytes_per_s in pools)
 
     def dirty_bytes(self, now_ns: int) -> int:
         """Distinct bytes written since the log was read last, or left of what was to be sent; at most all memory."""
         looked_ns, self._looked_ns = self._looked_ns, now_ns
-        if self._pools:
+        if self._is_written:
             passed_s, dirty = (now_ns - looked_ns) * 1e-9, self._dirty
             for number, (size, bytes_per_s) in enumerate(self._pools):
                 before = dirty[number]
