@@ -178,6 +178,14 @@ class Migration:
         return self.ended_ns >= 0
 
     @property
+    def expected_downtime_ns(self) -> int | None:
+        """By its last round; the fixed part alone of one that runs ahead of its memory without any."""
+        if self.precopy is None:
+            return None
+        by_rounds = self.precopy.expected_downtime_ns
+        return self.precopy.fixed_downtime_ns if by_rounds is None and self.ahead else by_rounds
+
+    @property
     def can_be_called_off(self) -> bool:
         """Whether the VM surely goes on at its source when the move fails now."""
         return self.phase in _BEFORE_SENT

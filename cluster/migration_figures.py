@@ -14,6 +14,8 @@ from itertools import accumulate
 from cluster.hand_over import Phase
 from cluster.live_migration import LiveMigrations
 from cluster.migration import Migration, Outcome
+from cluster.placement import HostAccount
+from node.guest import GuestSpec
 from node.migration_refusal import MigrationRefusal
 
 BOUNDS_S = (0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600)
@@ -55,7 +57,8 @@ class MoveFigures:
     throttle_ratio: float
     slowed_ratio: float
     """Share of its time that the move costs the machine: throttled, logged, sealed by a handler, or awaiting pages."""
-    expected_downtime_s: float
+    expected_downtime_s: float | None
+    """None where nothing was sent yet that it could be told by."""
     sent_bytes: Mapping[str, int]
     """What is processed, by when it was sent."""
 
@@ -113,6 +116,8 @@ class MigrationFigures:
     moves: tuple[MoveFigures, ...] = ()
     ended: tuple[EndedMove, ...] = ()
     final: tuple[FinalMove, ...] = ()
+    places: Mapping[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
+    """Every VM that has a place, and what it is."""
     bound: Mapping[tuple[str, str], bool] = field(default_factory=dict)
     """Of each VM that was to move, and where it is: whether its host refused its last move."""
     last_downtimes: tuple[LastDowntime, ...] = ()
@@ -161,6 +166,7 @@ class MoveBooks:
             tuple(
                 FinalMove(vm, _name(one), one.outcome.value, one.reason) for vm in there for one in self._final[vm]
             ),
+            self._live.placement.places(),
             {(vm, node): _is_bound(self._final[vm][-1]) for vm, node in there.items()},
             tuple(
                 LastDowntime(vm, one.source, one.destination, _downtime_ns(one) / 1e9)
@@ -262,12 +268,12 @@ def _move(live: LiveMigrations, one: Migration, now_ns: int) -> MoveFigures:
     dirty = rounds[-1].dirty_bytes_per_s if rounds else 0.0
     began_ns = one.precopy.began_copying_ns
     sent = _sent(one, now_bytes)
-    slowed = one.pace[1] if one.phase is Phase.DRAINING else one.slowed[0]
+    slowed, expected_ns = one.pace[1] if one.phase is Phase.DRAINING else one.slowed[0], one.expected_downtime_ns
     return MoveFigures(
         one.order.vm, _name(one), live.placement.host_of(one.order.vm) or one.source, one.source, one.destination,
         began_ns / 1e9 if began_ns <= now_ns else None, one.precopy.memory_bytes,
         sum(sent.values()), max(0, left - now_bytes), dirty, rate, len(rounds),
-        one.precopy.throttle, slowed, one.precopy.expected_downtime_ns / 1e9, sent,
+        one.precopy.throttle, slowed, None if expected_ns is None else expected_ns / 1e9, sent,
     )  # fmt: skip
 
 

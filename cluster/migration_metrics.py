@@ -52,7 +52,7 @@ _KUBEVIRT: Mapping[str, tuple[_Family, str, Callable[[MoveFigures], float]]] = {
 }  # fmt: skip
 """By name; that of a counter gets its ``_total`` from the client."""
 _UNSET = "unset"
-_OWN: Mapping[str, tuple[str, Callable[[MoveFigures], float]]] = {
+_OWN: Mapping[str, tuple[str, Callable[[MoveFigures], float | None]]] = {
     "rounds": ("Rounds of pre-copy that are through.", lambda one: one.rounds),
     "throttle_ratio": ("Share of time for which its vCPUs are made to stand still.", lambda one: one.throttle_ratio),
     "slowed_ratio": ("Share of its time that the migration costs the machine.", lambda one: one.slowed_ratio),
@@ -60,6 +60,11 @@ _OWN: Mapping[str, tuple[str, Callable[[MoveFigures], float]]] = {
 }
 _MACHINE = ("node", "namespace", "name")
 _ENDS = ("vm", "source", "destination")
+_UNTOLD = (
+    "os", "workload", "flavor", "instance_type", "preference", "guest_os_kernel_release", "guest_os_machine",
+    "guest_os_arch", "guest_os_name", "guest_os_version_id", "vmi_pod",
+)  # fmt: skip
+_STATES = ("evictable", "outdated")
 
 
 def migration_families(now: MigrationFigures) -> Iterator[Metric]:
@@ -67,6 +72,7 @@ def migration_families(now: MigrationFigures) -> Iterator[Metric]:
     for phase in (PENDING, SCHEDULING, RUNNING, _UNSET):
         name = f"kubevirt_vmi_migrations_in_{phase}_phase"
         yield GaugeMetricFamily(name, f"Migrations that are {phase}.", now.phases.get(phase, 0))
+    yield _machines(now)
     yield from _final_moves(now)
     for name, (kind, text, figure) in _KUBEVIRT.items():
         under_way = kind(f"kubevirt_vmi_migration_{name}", text, labels=_MACHINE)
@@ -83,10 +89,12 @@ def migration_families(now: MigrationFigures) -> Iterator[Metric]:
     for outcome, count in sorted(now.outcomes.items()):
         ended.add_metric((outcome,), count)
     yield ended
-    for name, (text, figure) in _OWN.items():
+    for name, (text, known) in _OWN.items():
         family = GaugeMetricFamily(f"sevfleet_migration_{name}", text, labels=_ENDS)
         for one in now.moves:
-            family.add_metric((one.vm, one.source, one.destination), figure(one))
+            value = known(one)
+            if value is not None:
+                family.add_metric((one.vm, one.source, one.destination), value)
         yield family
     sent = GaugeMetricFamily("sevfleet_migration_sent_bytes", "Memory sent so far, by when.", labels=(*_ENDS, "kind"))
     for one in now.moves:
@@ -100,6 +108,22 @@ def migration_families(now: MigrationFigures) -> Iterator[Metric]:
     for final in {one.vm: one for one in now.final}.values():
         last.add_metric((final.vm, final.name, final.outcome, final.reason), 1)
     yield last
+
+
+def _machines(now: MigrationFigures) -> Metric:
+    """Every machine that has a place. What only an agent in the guest, a pod or an annotation would tell is empty.
+
+    To Prometheus an empty label is none. Which of them are being launched the control plane does not know: all run.
+    """
+    family = GaugeMetricFamily(
+        "kubevirt_vmi_info", "What a machine is, and where.", labels=(*_MACHINE, "phase", *_UNTOLD, *_STATES)
+    )
+    nothing = ("",) * len(_UNTOLD)
+    for vm, (account, _) in sorted(now.places.items()):
+        evictable = not now.bound.get((vm, account.name), False)
+        state = str(evictable).lower(), "false"
+        family.add_metric((account.name, _NAMESPACE, vm, "running", *nothing, *state), 1)
+    return family
 
 
 def _final_moves(now: MigrationFigures) -> Iterator[Metric]:

@@ -31,7 +31,7 @@ def migration_row(one: Migration) -> Row:
         "remaining_bytes": rounds[-1].left_bytes if rounds else None,
         "dirty_bytes_per_s": rounds[-1].dirty_bytes_per_s if rounds else None,
         "throttle_ratio": 0.0 if one.precopy is None else one.precopy.throttle,
-        "expected_downtime_ns": one.precopy.expected_downtime_ns if rounds and one.precopy is not None else None,
+        "expected_downtime_ns": one.expected_downtime_ns if rounds else None,
         "bytes": sum(round_.size_bytes for round_ in rounds) + one.final_bytes + came_bytes,
         "zero_bytes": one.zero_bytes,
         "wire_bytes": one.wire_bytes,

@@ -195,6 +195,10 @@ class FirstFit:
         account, _ = self._placed.get(name, (None, None))
         return None if account is None else account.name
 
+    def places(self) -> dict[str, tuple[HostAccount, GuestSpec]]:
+        """Every VM with a place, where that is and what it is: as it is now, whatever becomes of it."""
+        return self._placed.copy()
+
     def guest(self, name: str) -> GuestSpec:
         """The specification of a VM that has a place; KeyError if it has none."""
         return self._placed[name][1]

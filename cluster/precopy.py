@@ -435,10 +435,18 @@ class Precopy:
         return self._settings.without_zeros(self._size_bytes, self._zero_bytes, 1.0)[0]
 
     @property
-    def expected_downtime_ns(self) -> int:
-        """As it would be if the last round had been the last: what was left, at the rate so far, and the fixed part."""
+    def fixed_downtime_ns(self) -> int:
+        """What no round makes shorter."""
+        return round(self._settings.fixed_downtime_ns)
+
+    @property
+    def expected_downtime_ns(self) -> int | None:
+        """As it would be if the last round had been the last: what was left, at the rate so far, and the fixed part.
+
+        None where nothing was sent yet, at no rate.
+        """
         if self._carried is None:
-            return 0
+            return None
         carried_bytes, took_ns = self._carried
         return round(self._settings.fixed_downtime_ns + self.rounds[-1].left_bytes * took_ns / carried_bytes)
 

@@ -405,7 +405,10 @@ _MIGRATIONS = TableSchema(
         ("remaining_bytes", _I, "byte", "dirty at the end of the last round", "optional"),
         ("dirty_bytes_per_s", _R, "byte/s", "distinct bytes written between the last looks at the log", "optional"),
         ("throttle_ratio", _R, "ratio", "share of time for which its vCPUs were made to stand still at last"),
-        ("expected_downtime_ns", _I, "ns", "downtime by what the last round left and its rate", "optional"),
+        (
+            "expected_downtime_ns", _I, "ns",
+            "downtime by what the last round left and its rate; the fixed part of post-copy without rounds", "optional",
+        ),
         ("bytes", _I, "byte", "memory and registers sent, the last copy included"),
         ("zero_bytes", _I, "byte", "of the memory, pages of zeros that were recognised"),
         ("wire_bytes", _I, "byte", "what that was on the wire, compressed where migrations compress"),

@@ -95,7 +95,8 @@ def test_a_record_that_is_read_anew_and_keeps_no_room_is_found_and_the_schedule_
 
 
 def test_what_a_schedule_fails_without_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def judged(body: dict[str, Any], *_: Any, **__: Any) -> tuple[str | None, list[Any]]:
+    def judged(body: dict[str, Any], *_: Any, twice: bool, **__: Any) -> tuple[str | None, list[Any]]:
+        assert twice
         return "wrong" if 2 in body["faults"] and 8 in body["migrations"] else None, []
 
     monkeypatch.setattr(fault_pairs, "judged", judged)

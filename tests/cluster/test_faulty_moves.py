@@ -164,15 +164,3 @@ def test_a_target_that_crashed_as_it_copied_copies_what_comes_next(way: str, fir
     moves = [{"vm": "vm", "at": at_s, "to": "host-2"} for at_s in ("1 s", "2 s")]
     wrong, (first, second) = judged(at(faults.schedule(0, way, firmware), crash) | {"migrations": moves})
     assert (wrong, first.outcome, second.outcome) == (None, Outcome.TARGET_LOST, Outcome.COMPLETED)
-
-
-def test_a_schedule_that_fails_is_made_smaller(firmware: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = faults.schedule(3, "PLAIN", firmware)
-    body["faults"] = [{"kind": "control-plane-crash", "at": f"{time} s"} for time in (1, 2, 3)]
-
-    def judged(body: dict[str, Any], *, twice: bool) -> tuple[str | None, list[Any]]:
-        assert twice
-        return ("wrong" if {"kind": "control-plane-crash", "at": "2 s"} in body["faults"] else None), []
-
-    monkeypatch.setattr(faults, "judged", judged)
-    assert faults.smallest(body)["faults"] == [{"kind": "control-plane-crash", "at": "2 s"}]

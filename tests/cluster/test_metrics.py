@@ -17,8 +17,14 @@ from cluster.migration_figures import (
     MoveFigures,
     Times,
 )
+from cluster.placement import HostAccount
 from cluster.progress import Progress
+from node.generation import Generation
+from node.guest import GuestSpec
+from node.program import ProgramSpec
 
+PLACES = {"db": "naples", "card": "rome"}
+GUEST = GuestSpec("db", Generation.PLAIN, 1, 1 << 30, ProgramSpec("stream", ()), 1)
 GLANCE = Progress(
     virtual_ns=1_500_000_000,
     duration_ns=3600 * 10**9,
@@ -36,6 +42,7 @@ GLANCE = Progress(
                EndedMove("web", "migration-4", "milan", 3.0, 7.25, succeeded=False)),
         final=(FinalMove("db", "migration-2", "completed", ""), FinalMove("db", "migration-3", "completed", ""),
                FinalMove("web", "migration-4", "round cap", "after 30 rounds")),
+        places={name: (HostAccount(host, frozenset(), 0, 0.0, {}), GUEST) for name, host in PLACES.items()},
         bound={("card", "rome"): True, ("web", "milan"): False},
         last_downtimes=(LastDowntime("db", "rome", "naples", 0.125),),
         downtimes={"rome": Times((0, 0, 0, 0, 0, *[2] * (len(DOWNTIME_BOUNDS_S) - 5)), 3, 40.5)},
@@ -100,6 +107,12 @@ def test_a_scrape_shows_how_far_the_run_is() -> None:
     ):
         assert sample in lines
     assert not [line for line in lines if "last_info" in line and "migration-2" in line], "of each machine the last"
+    info = {line for line in lines if line.startswith("kubevirt_vmi_info{")}
+    for name, node, evictable in (("db", "naples", "true"), ("card", "rome", "false")):
+        (line,) = [one for one in info if f'name="{name}"' in one]
+        told = {"node": node, "phase": "running", "evictable": evictable, "os": ""}
+        assert all(f'{key}="{value}"' in line for key, value in told.items())
+        assert line.endswith(" 1.0")
     ends = [line for line in lines if line.startswith("kubevirt_vmi_migration_end_time_seconds")]
     assert not [line for line in ends if 'name="db"' in line], "one that is under way again has not ended"
 
@@ -123,6 +136,10 @@ KUBEVIRT: dict[str, tuple[str, set[str]]] = {
     "migrations_in_unset_phase": ("gauge", set()),
     "migration_phase_transition_time_from_creation_seconds": ("histogram", {"phase"}),
     "non_evictable": ("gauge", _OF_JOB),
+    "info": ("gauge", {
+        *_OF_JOB, "phase", "os", "workload", "flavor", "instance_type", "preference", "guest_os_kernel_release",
+        "guest_os_machine", "guest_os_arch", "guest_os_name", "guest_os_version_id", "evictable", "outdated", "vmi_pod",
+    }),
     # Proposed in pull request 17974 of kubevirt/kubevirt.
     "migration_downtime_seconds": ("histogram", {"node"}),
     "migration_last_downtime_seconds": ("gauge", _OF_JOB),

@@ -95,6 +95,8 @@ def test_looking_changes_nothing_and_figures_add_up() -> None:
     scheduling, running = (last.transitions[name] for name in ("Scheduling", "Running"))
     assert (scheduling.count, running.count) == (2, 2)
     assert scheduling.sum_s == took_s[0] < running.sum_s < sum(took_s)
+    assert {vm: account.name for vm, (account, _) in last.places.items()} == {"vm": "host-2", "busy": "host-1"}
+    assert {one.expected_downtime_s for one in first} == {None}, "nothing was sent yet"
     late = busy[-1]
     # It writes 64 MiB all over in less than a round: that much is dirty after it.
     assert late.dirty_bytes_per_s == pytest.approx(125e6, rel=0.05)
@@ -153,6 +155,9 @@ def test_figures_of_a_machine_that_runs_ahead_are_of_what_is_still_to_come() -> 
     assert {one.sent_bytes["stop-and-copy"] for _, one in ahead} == {row["final_bytes"]}
     assert {one.sent_bytes["post-copy"] + one.remaining_bytes for _, one in ahead} == {row["post_copy_bytes"]}
     assert {one.dirty_bytes_per_s for _, one in ahead} == {0.0}, "nobody has looked at what it writes"
+    # Its memory makes nobody wait: the source's part of 8 ms and the target's of 14 alone.
+    assert {one.expected_downtime_s for _, one in ahead} == {0.022}
+    assert row["expected_downtime_ns"] == 22_000_000 == pytest.approx(row["downtime_ns"], rel=0.2)
     assert {one.transfer_bytes_per_s for one in paused} == {0.0}
     (left,) = {one.remaining_bytes for one in paused}
     assert left == pytest.approx(row["post_copy_bytes"] - 2 * 125e6, rel=0.05)

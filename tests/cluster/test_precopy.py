@@ -189,7 +189,7 @@ def test_a_round_that_is_held_back_whole_gives_no_rate():
     one.begin(0)
     one.break_off(GIB // 1024, S)
     one.hold_back(GIB // 1024, S)
-    assert (one.sent_bytes, one.expected_downtime_ns) == (0, 0), "nothing was sent, at no rate"
+    assert (one.sent_bytes, one.expected_downtime_ns) == (0, None), "nothing was sent, at no rate"
     later = Precopy(GIB, [Pool(256 * MIB, 256.0 * MIB)], settings(downtime_limit_ns=1), 0)
     later.begin(0)
     assert later.round_done(S) is Verdict.NEXT
