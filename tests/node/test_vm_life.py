@@ -117,6 +117,8 @@ def test_a_paused_vm_s_registers_lie_in_its_save_area_as_its_generation_keeps_th
         vcpu = guest.vcpus[0]
         assert vcpu.state is VcpuState.PAUSED
         assert vars_of(vcpu.registers) == dict.fromkeys(Registers.__slots__, 0)
+        with pytest.raises(AttributeError, match="r15"):
+            vcpu.registers.r15 = 1
         assert guest.software.programs[0] is None
         inside = load_registers(host.board.save_areas.load(host.board.vmcb("vm", 0)))
         assert inside.rip in {ENTRY + 1, ENTRY + 2}
