@@ -104,7 +104,7 @@ class ControlPlane:
 
     def next_event_ns(self) -> int:
         """Time of the next arrival, departure, order to a host, or step of a migration."""
-        return min(self.agenda.entries[0][0], self.fabric.next_event_ns, self.migrations.due[0][0])
+        return min(self.agenda.entries[0][0], self.migrations.next_event_ns())
 
     def step(self, now_ns: int, messages: Sequence[Message]) -> tuple[Sequence[Message], int]:
         """Answer the messages that arrived by ``now_ns``, then do what the agenda has for it."""

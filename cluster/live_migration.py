@@ -68,8 +68,7 @@ class LiveMigrations:
     all: list[Migration] = field(default_factory=list)
     _by_vm: dict[str, Migration] = field(default_factory=dict)
     due: list[tuple[int, Due, int, Phase]] = field(default_factory=lambda: [(NEVER, Due.NOTHING, -1, Phase.SOURCE)])
-    """A heap of (time, what, number of the move, the phase that it was in); nothing is always there, to be the first.
-    """
+    """A heap of (time, what, number of the move, the phase that it was in); nothing is there always, as the last."""
     down: dict[str, int] = field(default_factory=dict)
     """Hosts whose links are down, and for how many reasons."""
     _cap_bytes_per_s: float = field(init=False)
@@ -133,6 +132,10 @@ class LiveMigrations:
         return bool(self.down.get(one.source) or self.down.get(one.destination)) if self.down else False
 
     # Time.
+
+    def next_event_ns(self) -> int:
+        """When a flow ends, shares change, a round begins, or something is said again."""
+        return min(self.fabric.next_event_ns, self.due[0][0])
 
     def advance(self, now_ns: int) -> None:
         """Do what is due at ``now_ns``, and what comes of that: what the network brings first."""
@@ -594,5 +597,4 @@ ANSWERS: Mapping[str, Callable[..., None]] = {
     Report.LEFT: lambda live, one, now_ns: live.on_done(one, now_ns, Report.LEFT),
     Report.GIVEN: lambda live, one, now_ns: live.on_done(one, now_ns, Report.GIVEN),
 }
-"""What is done when a host says something of a migration: takes all moves, the one, the time, and what else is said.
-"""
+"""What is done when a host says something of a move: takes all moves, the one, the time, and what else is said."""

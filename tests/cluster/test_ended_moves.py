@@ -61,7 +61,7 @@ def test_pages_that_were_written_by_the_byte_are_sent_at_the_stop_beside_what_ra
     while one.phase is Phase.PRE:
         live.advance(live.next_event_ns())
     now_ns = 2000 * MS
-    live.receive("stopped", (one.number, (b"frame",), b"", (), 7, now_ns, 0), now_ns)
+    live.receive("stopped", (one.number, (b"frame",), b"", (), 7, now_ns, 0, ()), now_ns)
     assert one.final_bytes == 7 * PAGE + 2 * VMSA_BYTES
     live.fail(one, Outcome.TIMED_OUT, now_ns, "for a test")
     assert len(live.fabric) == 0
