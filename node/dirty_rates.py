@@ -51,7 +51,7 @@ NO_READS = Reads()
 
 def pools_of(bodies: tuple[tuple[int, float], ...]) -> tuple[Pool, ...]:
     """Pools that a host's message tells as plain tuples."""
-    return tuple([_new(Pool, body) for body in bodies])
+    return tuple([_new(Pool, (size, rate)) for size, rate in bodies])
 
 
 class DirtyRates:
