@@ -144,7 +144,11 @@ class ActorLayout:
                     continue
                 said += seat.take(_answer(outcome))
             except WorkerLostError as error:
-                seat.lose(str(error))
+                try:
+                    seat.lose(str(error))
+                except ClusterLostError as lost:
+                    gone = lost
+                    continue
                 self._news.append((time.monotonic(), f"{seat.name} was lost and is replaced"))
                 continue
             except ClusterLostError as error:

@@ -53,6 +53,11 @@ class ClusterFacts:
     nodes: tuple[str, ...]
     """Addresses of its live machines."""
 
+    def why_not_joined(self, error: Exception) -> str:
+        """What an error of Ray's means: it connects through a node of the cluster on this machine, and is wordy."""
+        text = " ".join(str(error).split())
+        return f"expected to join from one of its machines ({', '.join(self.nodes)}), got {text[:200]}"
+
 
 def parsed_address(text: str) -> tuple[str, int]:
     """Host and port. Raises AddressError."""
@@ -86,6 +91,15 @@ def look_at(address: str) -> None:
         raise AddressError(f"{address}: expected a Ray cluster, got no connection: {reason}")
     if wrong is not None:
         raise AddressError(f"{address}: {wrong}")
+
+
+def still_answers(address: str) -> bool:
+    """Whether a cluster that was joined still does, asked twice: on a busy machine an answer may be late."""
+    for _ in range(2):
+        with contextlib.suppress(AddressError):
+            look_at(address)
+            return True
+    return False
 
 
 def _wrong_with(host: str, port: int, deadline_s: float) -> str | None:

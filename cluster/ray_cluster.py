@@ -40,7 +40,7 @@ from typing import Any, Self
 
 from cluster import actor_shell
 from cluster.actor_shell import ActorShell, Offer, Papers
-from cluster.cluster_address import ClusterFacts, facts_of, parsed_address
+from cluster.cluster_address import ClusterFacts, facts_of, parsed_address, still_answers
 from cluster.code_bundle import difference, offer, own_papers
 from cluster.daemon_watch import DaemonEnded, DaemonWatch
 from cluster.errors import ToolError, UserError
@@ -56,7 +56,7 @@ from cluster.time_bound import within
 
 OBJECT_STORE_BYTES = 100 << 20
 LOOK_S = 1.0
-"""How often Ray's own daemons are looked after: without them Ray would wait a minute, then end this process."""
+"""How often Ray's daemons are looked after: without them Ray would wait a minute, then end this process."""
 STILL_S = 10.0
 """How long one of them may stand still (SIGSTOP): whoever waits for it would wait for ever."""
 CONNECT_S = 30.0
@@ -65,6 +65,7 @@ LEAVE_S = 5.0
 """How long processes may take to leave before they are killed."""
 ARRIVE_S = 120.0
 """How long workers may take to answer for the first time, after the one before: each starts a Python that loads Ray."""
+_ENDED = "ended unexpectedly"
 _NOT_STARTED = "sevfleet: Ray did not start:"
 _ENDED_BY_RAY = "this process was ended; Ray does so where it loses its own processes on this machine"
 _TALKATIVE = ("print_to_stdstream", "listen_error_messages")
@@ -289,6 +290,8 @@ class RayCluster(Actors):
         """Functions of Ray's that are silent meanwhile."""
         self._processes: frozenset[Process] = frozenset()
         self._looked_s = 0.0
+        self._headless = False
+        """Whether the head of the cluster that we joined was found to be out of reach."""
         self._still: dict[str, float] = {}
         """Daemons that were seen to stand still, and since when."""
 
@@ -323,12 +326,12 @@ class RayCluster(Actors):
             try:
                 self._start(cpus, facts)
             except DaemonEnded as ended:
-                self.lost_at_start = f"Ray's process {ended} ended unexpectedly"
+                self.lost_at_start = f"Ray's process {ended} {_ENDED}"
                 self._take_down_half()
                 try:
                     self._start(cpus, facts)
                 except DaemonEnded as again:
-                    raise ToolError(f"Ray did not start: {_ended(str(again))}, for the second time") from None
+                    raise ToolError(f"Ray did not start: its process {again} {_ENDED}, for the second time") from None
         self.startup_s = self._looked_s - began_s
 
     def _facts(self) -> ClusterFacts:
@@ -369,7 +372,7 @@ class RayCluster(Actors):
                     ray.init(**which, log_to_driver=False, logging_level=logging.CRITICAL, configure_logging=False)
             except Exception as error:
                 if facts:
-                    raise ClusterError(f"{self.address}: {_why_not_joined(error, facts)}") from error
+                    raise ClusterError(f"{self.address}: {facts.why_not_joined(error)}") from error
                 raise ToolError(f"Ray did not start: {error}") from error
         if facts:
             self.cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
@@ -397,7 +400,7 @@ class RayCluster(Actors):
             # As Ray would within a minute: this process waits below Python for one that is gone.
             end_of(self._processes | family(pid for pid, _ in self._processes), 0)
             self._remove_folders()
-            words.change(f"{_NOT_STARTED} {_ended(name)}")
+            words.change(f"{_NOT_STARTED} its process {name} {_ENDED}")
             os._exit(1)
 
         watch = DaemonWatch(give_up)
@@ -457,7 +460,11 @@ class RayCluster(Actors):
         self.arrived_s = time.monotonic()
 
     def kill(self, actor: Actor) -> None:
-        """As in ``Actors``; also one that is stopped (SIGSTOP), which Ray would leave there."""
+        """As in ``Actors``; also one that is stopped (SIGSTOP), which Ray would leave there.
+
+        Raises ClusterLostError without the head of a joined cluster: Ray would wait a minute, then end this process.
+        """
+        self._check_head()
         self._losses[self._actors.pop(actor, None)] += 1
         asked = self._places.pop(actor, None)
         (place,) = [None] if asked is None else Actors.settled(self, [asked], 0)
@@ -469,6 +476,11 @@ class RayCluster(Actors):
             _end_process(place.process)
         else:
             self._end_elsewhere(place)
+
+    def _check_head(self) -> None:
+        if self.address is not None and not still_answers(self.address):
+            self._headless = True
+            raise ClusterLostError(f"{self.address}: the cluster's head gives no answer any more")
 
     def _end_elsewhere(self, place: Whereabouts) -> None:
         # The machine may be gone, and with it the process: Ray says so in errors of its own.
@@ -500,7 +512,7 @@ class RayCluster(Actors):
         self._looked_s = now_s
         self.remember_processes()
         if (kind := self._dead_daemon()) is not None:
-            raise ClusterLostError(f"Ray's process {kind} ended unexpectedly")
+            raise ClusterLostError(f"Ray's process {kind} {_ENDED}")
         self._still = {kind: self._still.get(kind, now_s) for kind in self._stopped_daemons()}
         for kind, since_s in self._still.items():
             if now_s - since_s >= STILL_S:
@@ -521,7 +533,7 @@ class RayCluster(Actors):
 
     def _is_well(self) -> bool:
         """Whether our Ray may be asked to end something: without a daemon it waits, and ends us after a minute."""
-        return self._dead_daemon() is None and not self._stopped_daemons()
+        return self._dead_daemon() is None and not self._stopped_daemons() and not self._headless
 
     def close(self) -> None:
         """End our actors, and our Ray if it is ours; wait for every process of it, and take its files away."""
@@ -553,10 +565,6 @@ class RayCluster(Actors):
         self._processes, self._ray = frozenset(), None
 
 
-def _ended(name: str) -> str:
-    return f"its process {name} ended unexpectedly"
-
-
 def _on_node(node: str) -> Any:
     """To live on a node; an actor for one that is gone is lost."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
@@ -568,12 +576,6 @@ def _end_process(process: Process) -> None:
     if process_of(process[0]) == process:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(process[0], signal.SIGKILL)
-
-
-def _why_not_joined(error: Exception, facts: ClusterFacts) -> str:
-    """Ray connects through a node of the cluster on this machine; it says so in many lines where there is none."""
-    text = " ".join(str(error).split())
-    return f"expected to join from one of its machines ({', '.join(facts.nodes)}), got {text[:200]}"
 
 
 def tell(address: str) -> None:

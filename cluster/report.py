@@ -230,7 +230,7 @@ def _moves(results: Results) -> Table:
             how.append(f"by its {row['carrier']}")
         if row["devices"]:
             how.append(f"devices: {row['devices']}")
-        kinds[row["generation"] or "", row["outcome"], row["reason"] or ", ".join(how)].append(row)
+        kinds[row["generation"] or "-", row["outcome"], row["reason"] or ", ".join(how)].append(row)
     table = _table(
         "Live migrations", "generation", "outcome", "VMs", "rounds", "sent", "took", "downtime", "longest", "reason",
         "",

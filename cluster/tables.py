@@ -391,7 +391,7 @@ _MIGRATIONS = TableSchema(
     _columns(
         ("migration", _I, "1", "number, in the order they were asked for", "key"),
         ("vm", _T, "", "name of the virtual machine"),
-        ("generation", _T, "", "how the guest is protected", "optional"),
+        ("generation", _T, "", "how the guest is protected; none of one that was on no host", "optional"),
         ("source", _T, "", "host it was on", "optional"),
         ("destination", _T, "", "host it was to go to", "optional"),
         ("drain", _T, "", "host whose drain asked for it", "optional"),

@@ -84,10 +84,14 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 
 def sevfleet(
-    folder: Path, *arguments: str, prefix: tuple[str, ...] = (), more: Mapping[str, str] = MappingProxyType({})
+    folder: Path,
+    *arguments: str,
+    prefix: tuple[str, ...] = (),
+    more: Mapping[str, str] = MappingProxyType({}),
+    program: tuple[str, ...] = ("-m", "cluster.cli"),
 ) -> "subprocess.CompletedProcess[str]":
     """The command, started in a folder, with nothing said of Ray but ``more``."""
-    command = [*prefix, sys.executable, "-P", "-m", "cluster.cli", *arguments]
+    command = [*prefix, sys.executable, "-P", *program, *arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"PYTHONPATH": str(code_root()), **more}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -337,21 +341,58 @@ def ip(*arguments: str) -> int:
     return subprocess.run(["ip", *arguments], capture_output=True, check=False).returncode
 
 
+DROPS = """
+import sys, time
+from pathlib import Path
+from subprocess import check_call
+from cluster.actor_layout import ActorLayout
+from cluster.cli import main
+
+orders, calls, begins, advance = sys.argv[1].split(";"), iter(range(1 << 30)), [], ActorLayout.advance
+
+def dropping(layout, *arguments):
+    if next(calls) == 3:
+        for order in orders:
+            check_call(order.split())
+        begins.append(time.monotonic())
+    return advance(layout, *arguments)
+
+ActorLayout.advance = dropping
+ActorLayout.__init__.__defaults__ = (None, 3.0)
+code = main(sys.argv[2:])
+Path("took").write_text(str(time.monotonic() - begins[0]))
+sys.exit(code)
+"""
+"""A run in whose middle orders are given, and that gives workers up when they are silent for 3 s."""
+NOTHING_PASSES = "qdisc add dev cable-{} root pfifo limit 0"
+"""A queue of packets that has room for none: what is to be sent is lost, and nobody is told."""
+
+
 @pytest.mark.ray
-def test_machines_with_addresses_of_their_own_share_a_run(spaces: None, tmp_path: Path, here: str) -> None:
+def test_machines_with_addresses_of_their_own_share_a_run_until_packets_between_them_are_lost(
+    spaces: None, tmp_path: Path, here: str
+) -> None:
+    if shutil.which("tc") is None:
+        pytest.skip("this system has no command tc")
     (first, first_ip), (second, second_ip) = SPACES.items()
-    quiet = ("run", "quiet", "--json", "--quiet", "--out")
-    with ray_head(tmp_path, first_ip, {}, ("ip", "netns", "exec", first)) as address:
-        joins = ("ip", "netns", "exec", second)
-        with ray_node(tmp_path, [f"--address={address}", f"--node-ip-address={second_ip}"], {}, joins):
-            there = sevfleet(tmp_path, *quiet, "there", "--address", address, prefix=("ip", "netns", "exec", first))
-            assert (there.returncode, there.stderr) == (0, "")
-            assert Results.load(tmp_path / "there").run["machines"] == 2
-            # From outside there is no way to it.
-            outside = sevfleet(tmp_path, *quiet, "nowhere", "--address", address)
+    into = {name: ("ip", "netns", "exec", name) for name in SPACES}
+    drops = ";".join(" ".join((*into[name], "tc", NOTHING_PASSES.format(name[-1]))) for name in SPACES)
+    with ray_head(tmp_path, first_ip, {}, into[first]) as address:
+        joins = [f"--address={address}", f"--node-ip-address={second_ip}"]
+        with ray_node(tmp_path, joins, {}, into[second]):
+            quiet = ("run", "quiet", "--json", "--quiet", "--address", address, "--out")
+            there = sevfleet(tmp_path, *quiet, "there", prefix=into[first])
+            outside = sevfleet(tmp_path, *quiet, "nowhere")  # from there is no way to it
+            cut_off = sevfleet(tmp_path, drops, *quiet, "part", prefix=into[second], program=("-c", DROPS))
+    assert (there.returncode, there.stderr) == (0, "")
+    assert Results.load(tmp_path / "there").run["machines"] == 2
     assert json.loads(there.stdout)["digest"] == here
     assert outside.returncode == 2
     assert outside.stderr.startswith(f"sevfleet: {address}: expected a Ray cluster, got ")
+    why = f"{address}: the cluster's head gives no answer any more"
+    lost = f"sevfleet: all 2 workers were lost: {why} (partial results in part)\n"
+    assert (cut_off.returncode, cut_off.stderr) == (1, lost)
+    assert float((tmp_path / "took").read_text()) < 60
 
 
 def free_port(ip: str) -> int:

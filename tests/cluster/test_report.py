@@ -81,6 +81,16 @@ def test_moves_that_nobody_has_measured_say_model_only_with_the_range_of_the_rat
     assert said == [("", ""), ("model only", ": firmware sends 1 to 100 MB/s"), ("", ""), ("model only", "")]
 
 
+def test_a_move_of_a_vm_that_was_on_no_host_has_a_dash_for_its_generation(quiet_scenario: Scenario) -> None:
+    move = row("migrations", vm="gone", generation=None, outcome="refused", reason="NO_SUCH_VM")
+    (line,) = (
+        line
+        for line in printed(Results.of_rows(quiet_scenario, {"migrations": [move]}, run={})).splitlines()
+        if "NO_SUCH_VM" in line
+    )
+    assert line.split()[:2] == ["-", "refused"]
+
+
 def test_moves_say_what_became_of_devices_and_who_carried_them(quiet_scenario: Scenario) -> None:
     told = [("SEV_TIO", "agents", "trusted"), ("SEV_TIO", "agents", "bounce buffers"), ("SEV_SNP", "handler", None)]
     moves = [
