@@ -42,7 +42,7 @@ from cluster import actor_shell
 from cluster.actor_shell import ActorShell, Offer, Papers
 from cluster.cluster_address import ClusterFacts, facts_of, parsed_address, still_answers
 from cluster.code_bundle import difference, offer, own_papers
-from cluster.daemon_watch import DaemonEnded, DaemonWatch
+from cluster.daemon_watch import STILL_S, DaemonEnded, DaemonWatch
 from cluster.errors import ToolError, UserError
 from cluster.held_signals import HeldSignals
 from cluster.last_words import LastWords
@@ -56,9 +56,7 @@ from cluster.time_bound import within
 
 OBJECT_STORE_BYTES = 100 << 20
 LOOK_S = 1.0
-"""How often Ray's daemons are looked after: without them Ray would wait a minute, then end this process."""
-STILL_S = 10.0
-"""How long one of them may stand still (SIGSTOP): whoever waits for it would wait for ever."""
+"""How often Ray's own daemons are looked after: without them Ray would wait a minute, then end this process."""
 CONNECT_S = 30.0
 """How long Ray may take to join a cluster that was there a moment ago; by itself it would try for minutes."""
 LEAVE_S = 5.0
@@ -326,12 +324,12 @@ class RayCluster(Actors):
             try:
                 self._start(cpus, facts)
             except DaemonEnded as ended:
-                self.lost_at_start = f"Ray's process {ended} {_ENDED}"
+                self.lost_at_start = f"Ray's process {ended}"
                 self._take_down_half()
                 try:
                     self._start(cpus, facts)
                 except DaemonEnded as again:
-                    raise ToolError(f"Ray did not start: its process {again} {_ENDED}, for the second time") from None
+                    raise ToolError(f"Ray did not start: its process {again}, for the second time") from None
         self.startup_s = self._looked_s - began_s
 
     def _facts(self) -> ClusterFacts:
@@ -396,11 +394,11 @@ class RayCluster(Actors):
             self._processes |= {started}
             watch.note(name, started)
 
-        def give_up(name: str) -> None:
+        def give_up(ended: str) -> None:
             # As Ray would within a minute: this process waits below Python for one that is gone.
             end_of(self._processes | family(pid for pid, _ in self._processes), 0)
             self._remove_folders()
-            words.change(f"{_NOT_STARTED} its process {name} {_ENDED}")
+            words.change(f"{_NOT_STARTED} its process {ended}")
             os._exit(1)
 
         watch = DaemonWatch(give_up)

@@ -25,6 +25,7 @@ from cluster.scenario import (
     VmInstance,
 )
 from cluster.scenario_costs import scenario_costs
+from cluster.scenario_faults import MEANS_NOTHING, FaultPlan
 from cluster.units import DURATION, SIZE, shown
 from node.agent_transfer import BY_AGENT
 from node.asid_pool import ASID_KINDS
@@ -427,6 +428,9 @@ def _check_migrations(scenario: Scenario) -> None:
         if fault.host is not None and fault.host not in hosts | groups:
             raise _wrong(f"faults[{index}].host", "a host or a group of hosts of this scenario", shown(fault.host))
         _check_moment(f"faults[{index}].at", fault.at, scenario)
+        for name in MEANS_NOTHING[fault.kind]:
+            if (value := getattr(fault, name)) != FaultPlan.model_fields[name].default:
+                raise _wrong(f"faults[{index}].{name}", f"none: it means nothing for {fault.kind}", shown(value))
     if scenario.faults and not scenario.migration.answer_within:
         raise _wrong("migration.answer_within", "more than no time", "0")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, Strict
@@ -32,3 +33,13 @@ class FaultPlan(ScenarioPart):
     """Of messages that are not lost, by chance: they come twice."""
     late: Duration = 0
     """Each that comes is later by a random part of this, so that some overtake others."""
+
+
+_OF_MESSAGES = ("direction", "lost", "repeated", "late")
+MEANS_NOTHING: Mapping[str, tuple[str, ...]] = {
+    "host-crash": ("lasts", *_OF_MESSAGES),
+    "control-plane-crash": ("host", "lasts", *_OF_MESSAGES),
+    "messages": (),
+    "link": _OF_MESSAGES,
+}
+"""Fields that say nothing of a kind of fault, so that whoever sets one takes the fault for something else."""

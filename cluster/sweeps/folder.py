@@ -25,6 +25,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.code_bundle import code_hash
 from cluster.errors import ToolError, UserError
 from cluster.firmware_key import AUTO, firmware_image
 from cluster.scenario import MEMORY_DISK, Scenario
@@ -42,6 +43,7 @@ _IDENTITY = "sweep.json"
 _RUNS = "runs"
 _PARTIAL = ".partial"
 _SHOWN = 40
+_CODE_DIGITS = 16
 _TRACE_TABLES = ("tasks.parquet", "tasks.csv", "fragments.parquet", "fragments.csv")
 
 
@@ -117,7 +119,8 @@ class SweepFolder:
             "scenario": self._plan.scenario.name,
             "scenario_sha256": hashlib.sha256(base.encode()).hexdigest(),
             "settings": sorted(axis.path for axis in self._plan.axes),
-            "versions": {"python": platform.python_version(), **versions()},
+            # Versions of sevfleet are few, and its code changes between them.
+            "versions": {"python": platform.python_version(), "code": code_hash()[:_CODE_DIGITS], **versions()},
         }
 
     def _begin(self) -> None:

@@ -192,6 +192,14 @@ def test_a_sweep_made_with_other_versions_is_another_one(
         sweep(tiny_scenario, seeds=SEEDS, grid=GRID, out=swept, workers=0)
 
 
+def test_a_sweep_made_with_other_code_of_the_same_version_is_another_one(
+    swept: Path, tiny_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.sweeps.folder.code_hash", lambda: "0" * 64)
+    with pytest.raises(UserError, match=r"one of a sweep made with other versions: code [0-9a-f]{16}, now 0{16}$"):
+        sweep(tiny_scenario, seeds=SEEDS, grid=GRID, out=swept, workers=0)
+
+
 def test_a_folder_of_somebody_else_is_refused(tiny_scenario: Scenario, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(UserError, match=r'got one that holds "thesis.tex"$'):
