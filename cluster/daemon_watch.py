@@ -69,7 +69,7 @@ class DaemonWatch:
         self._thread.join()
         if self._in_main_thread:
             signal.signal(signal.SIGALRM, signal.SIG_DFL if self._before is None else self._before)  # type: ignore[arg-type]
-        self.ended = self.ended or ("" if error is None else self._gone())
+        self.ended = self.ended or ("" if error is None else self._gone(0.0))
         if self.ended and not isinstance(error, DaemonEnded):
             raise DaemonEnded(self.ended) from error
 
@@ -81,23 +81,23 @@ class DaemonWatch:
         if self.ended and not self._left.is_set():
             raise DaemonEnded(self.ended)
 
-    def _gone(self) -> str:
-        """A process that ended, or stands still: its name, and which of the two."""
-        found = (f"{name} {wrong}" for name, process in tuple(self._noted) if (wrong := self._wrong_with(process)))
-        return next(found, "")
+    def _gone(self, patience_s: float) -> str:
+        """A process that ended, or has stood still for so long: its name, and which of the two."""
+        found = ((name, self._wrong_with(process, patience_s)) for name, process in tuple(self._noted))
+        return next((f"{name} {wrong}" for name, wrong in found if wrong), "")
 
-    def _wrong_with(self, process: Process) -> str:
+    def _wrong_with(self, process: Process, patience_s: float) -> str:
         if not is_alive(process):
             return "ended unexpectedly"
         if not is_stopped(process[0]):
             self._still.pop(process, None)
             return ""
         still_s = time.monotonic() - self._still.setdefault(process, time.monotonic())
-        return f"has stood still for {still_s:.0f} s" if still_s >= STILL_S else ""
+        return f"has stood still for {still_s:.0f} s" if still_s >= patience_s else ""
 
     def _look(self) -> None:
         while not self._left.wait(LOOK_S):
-            self.ended = self._gone()
+            self.ended = self._gone(STILL_S)
             if self.ended:
                 break
         else:

@@ -92,6 +92,19 @@ def test_one_that_stands_still_is_as_good_as_one_that_ended(
     assert time.monotonic() - began < SOON_S
 
 
+def fail_beside_one_that_stands_still(daemon: subprocess.Popen[bytes]) -> None:
+    with DaemonWatch(never) as watch:
+        watch.note("server", process_of(daemon.pid))
+        daemon.send_signal(signal.SIGSTOP)
+        time.sleep(0.3)
+        raise ConnectionError("no answer in time")
+
+
+def test_an_error_is_taken_to_come_of_a_process_that_stands_still(daemon: subprocess.Popen[bytes]) -> None:
+    with pytest.raises(DaemonEnded, match=r"^server has stood still for \d s$"):
+        fail_beside_one_that_stands_still(daemon)
+
+
 def test_one_that_goes_on_in_time_is_left_alone(
     daemon: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
