@@ -24,7 +24,7 @@ from pathlib import Path
 from cluster.code_bundle import code_root
 from cluster.errors import UserError
 from cluster.grpc_call import Said, request, said
-from cluster.ray_tls import ASKED_FOR, NOT_OURS, TlsError, is_wanted, own_papers, refusal, speaks_tls, wrapped
+from cluster.ray_tls import ASKED_FOR, NOT_OURS, TlsError, is_wanted, own_papers, speaks_tls, wrapped
 
 FIND_OUT_S = 3.0
 """Within which it is known whether there is a Ray at an address that lets us in: within 5 s of a command's start, which
@@ -169,9 +169,9 @@ def _says(host: str, port: int, tls: ssl.SSLContext | None, token: str | None, d
                 received += more
         except TimeoutError:
             return Said.NOTHING
-        except ssl.SSLError as error:
-            raise refusal(error) from None
         except OSError:
+            if tls is not None and not received:
+                raise TlsError(NOT_OURS) from None
             return Said.OTHER
     return answer
 

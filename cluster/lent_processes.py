@@ -14,7 +14,7 @@ from cluster.ray_cluster import ARRIVE_S, LOOK_S, Actor, Actors, Missing
 from cluster.units import SIZE
 
 PATIENCE_S = 30.0
-"""How long one reply may take, on the busiest machine: replies are a matter of milliseconds."""
+"""How long one reply may take of a process that does nothing meanwhile: replies are a matter of milliseconds."""
 _ENDED_S = 5.0
 """How long Ray may take to say why a process ended."""
 

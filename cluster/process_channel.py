@@ -3,7 +3,8 @@
 Ray starts the processes and says when one is lost. What they have to say to
 each other some thousand times a second goes over a connection of their own, on
 the loopback address: a call through Ray costs both sides half a millisecond each.
-Whoever connects shows a key first that only the process has which was started.
+Whoever connects shows a key first that only the process has which was started, and
+says which thread of it will serve.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import hmac
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
+
+from cluster.process_family import is_ready, spent_ticks
 
 DoorKey = tuple[int, bytes]
 """Where to knock, and what to show."""
@@ -21,6 +25,8 @@ HERE = "127.0.0.1"
 KEY_BYTES = 32
 _KNOCK_S = 5.0
 """How long somebody who has connected may take to show the key."""
+LONGEST_S = 600.0
+"""How long bytes may take of one who works: many processes on a busy machine get little of it each."""
 _LENGTH = struct.Struct("<Q")
 
 
@@ -28,10 +34,29 @@ class ChannelEndedError(Exception):
     """The other side is gone, or says nothing."""
 
 
-class Channel:
-    """One end of a connection; ``patience_s`` is how long it waits for the other side, None for ever."""
+class Diligence:
+    """Whether a thread of another process on this machine does anything, however slowly."""
 
-    def __init__(self, connection: socket.socket, patience_s: float | None = None) -> None:
+    def __init__(self, thread: int) -> None:
+        self._thread = thread
+        self._spent = spent_ticks(thread)
+
+    def goes_on(self) -> bool:
+        """Whether it has worked since it was looked at last, or waits for nothing but a core."""
+        before, self._spent = self._spent, spent_ticks(self._thread)
+        return self._spent is not None and (self._spent != before or is_ready(self._thread))
+
+
+class Channel:
+    """One end of a connection; ``patience_s`` is how long it waits for the other side, None for ever.
+
+    With ``diligence`` it waits on for one that works, up to ``LONGEST_S``.
+    """
+
+    def __init__(
+        self, connection: socket.socket, patience_s: float | None = None, diligence: Diligence | None = None
+    ) -> None:
+        self._diligence = diligence
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(patience_s)
         self._connection = connection
@@ -52,9 +77,15 @@ class Channel:
         """So many bytes, as they come. Raises ChannelEndedError."""
         data = bytearray(length)
         view = memoryview(data)
+        began_s = time.monotonic()
         while view:
             try:
                 got = self._connection.recv_into(view)
+            except TimeoutError as error:
+                late = time.monotonic() - began_s > LONGEST_S
+                if late or self._diligence is None or not self._diligence.goes_on():
+                    raise ChannelEndedError(str(error)) from error
+                continue
             except OSError as error:
                 raise ChannelEndedError(str(error)) from error
             if not got:
@@ -94,7 +125,8 @@ class Door:
             except ChannelEndedError:
                 shown = b""
             if hmac.compare_digest(shown, self._key):
-                return Channel(connection, patience_s)
+                (thread,) = _LENGTH.unpack(channel.exactly(_LENGTH.size))
+                return Channel(connection, patience_s, Diligence(thread))
             connection.close()
         return None
 
@@ -107,7 +139,7 @@ def knock(door: DoorKey) -> Channel:
     """The other end, in the process that was started."""
     port, key = door
     connection = socket.create_connection((HERE, port))
-    connection.sendall(key)
+    connection.sendall(key + _LENGTH.pack(threading.get_native_id()))
     return Channel(connection)
 
 

@@ -17,7 +17,7 @@ Process = tuple[int, int]
 """Number and start time, in the kernel's ticks since boot."""
 
 _PROC = Path("/proc")
-_STATE, _PARENT, _START = 0, 1, 19
+_STATE, _PARENT, _USER, _SYSTEM, _START = 0, 1, 11, 12, 19
 """Fields of /proc/PID/stat after the command's name, proc(5)."""
 _LOOK_AGAIN_S = 0.02
 
@@ -68,11 +68,23 @@ def is_stopped(pid: int) -> bool:
     return fields is not None and fields[_STATE] in "Tt"
 
 
-def _stat(pid: int) -> list[str] | None:
+def spent_ticks(thread: int) -> int | None:
+    """What a thread has had of a core so far, in the kernel's ticks; None for one that there is not."""
+    fields = _stat(thread, f"task/{thread}")
+    return None if fields is None else int(fields[_USER]) + int(fields[_SYSTEM])
+
+
+def is_ready(thread: int) -> bool:
+    """Whether a thread runs, or would if there were a core for it."""
+    fields = _stat(thread, f"task/{thread}")
+    return fields is not None and fields[_STATE] == "R"
+
+
+def _stat(pid: int, of: str = "") -> list[str] | None:
     """The fields of a live process; one that only waits for its parent to notice its end (``Z``) is none."""
     try:
         # The command's name stands in brackets and may hold anything, spaces and brackets too.
-        fields = (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        fields = (_PROC / str(pid) / of / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[_STATE] == "Z" else fields

@@ -83,16 +83,11 @@ def wrapped(connection: socket.socket, context: ssl.SSLContext, host: str, deadl
             f"expected a certificate of {_AUTHORITY} for {host}, got one that does not hold: {error.verify_message}"
         ) from None
     except ssl.SSLError as error:
-        raise refusal(error) from None
+        raise TlsError(NOT_OURS if "ALERT" in (error.reason or "") else _NO_TLS) from None
     except TimeoutError:
         raise TlsError(_SILENT) from None
     except OSError:
         raise TlsError(_NO_TLS) from None
-
-
-def refusal(error: ssl.SSLError) -> TlsError:
-    """What an error of TLS means, in the handshake or behind it: only then a server says what it thinks of ours."""
-    return TlsError(NOT_OURS if "ALERT" in (error.reason or "") else _NO_TLS)
 
 
 def speaks_tls(host: str, port: int, deadline_s: float) -> bool:
@@ -113,6 +108,6 @@ def speaks_tls(host: str, port: int, deadline_s: float) -> bool:
 _NO_TLS = f"expected a Ray cluster with TLS, for {_USE} is set, got something that does not speak it"
 _SILENT = "expected a Ray cluster, got a connection and no answer"
 NOT_OURS = f"expected a Ray cluster that accepts the certificate in {_CERTIFICATE}, got one that ends the connection"
-"""What is wrong where TLS is agreed on and then nothing said: Ray's servers give no reason."""
+"""What is wrong where TLS is agreed on and then nothing said: only then servers judge, and Ray's give no reason."""
 ASKED_FOR = f"expected certificates, for TLS is spoken there (set {_USE}=1 with {', '.join(_FILES)}), got none"
 """What is wrong where TLS is spoken and the user has not asked for it."""

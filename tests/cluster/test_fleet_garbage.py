@@ -12,7 +12,8 @@ from cluster.fleet_garbage import collect_fleet, growing_fleet, spare_fleet
 
 @pytest.fixture(scope="module", autouse=True)
 def aside() -> Iterator[None]:
-    """Modules and tests are left out of collections again."""
+    """As usual before, whatever fleets of other tests are spared; modules and tests are left out again afterwards."""
+    collect_fleet()
     yield
     gc.freeze()
 

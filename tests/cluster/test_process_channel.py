@@ -2,8 +2,11 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -104,10 +107,52 @@ def test_an_error_ends_the_channel_and_is_raised_where_it_was_made() -> None:
 
 
 def test_silence_is_an_end_too() -> None:
-    door = Door()
-    far = knock(door.key)
-    near = door.wait(LONG_S, 0.01)
+    door, over = Door(), threading.Event()
+
+    def say_nothing() -> None:
+        far = knock(door.key)
+        over.wait(LONG_S)
+        far.close()
+
+    silent = threading.Thread(target=say_nothing)
+    silent.start()
+    near = door.wait(LONG_S, 0.05)
     assert near is not None
     with pytest.raises(ChannelEndedError, match="timed out"):
         near.receive()
-    far.close()
+    over.set()
+    silent.join()
+
+
+SERVES = """
+import sys, time
+from cluster.process_channel import serve
+
+def exchange(request):
+    if request == b"work":
+        end = time.process_time() + 0.3
+        while time.process_time() < end:
+            pass
+    if request == b"nap":
+        time.sleep(60)
+    return b"done"
+
+serve((int(sys.argv[1]), bytes.fromhex(sys.argv[2])), exchange)
+"""
+
+
+def test_one_that_works_is_waited_for_beyond_patience_and_one_that_does_nothing_is_not() -> None:
+    door = Door()
+    port, key = door.key
+    command = [sys.executable, "-c", SERVES, str(port), key.hex()]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, env=environment) as process:
+        channel = door.wait(LONG_S, 0.05)
+        assert channel is not None
+        channel.send(b"work")
+        assert channel.receive() == b"done"
+        channel.send(b"nap")
+        with pytest.raises(ChannelEndedError):
+            channel.receive()
+        process.kill()
+    door.close()
