@@ -125,9 +125,10 @@ class HostInstructions:
         if self._board.rmp is None or not self._board.snp_enabled:
             return undefined()
         if self._board.unlaid.vms or self._board.unlaid.free_memory.starts:
-            # What was accepted for pages is stored there before their owner changes.
+            # What was accepted for pages is stored there before their owner changes. Of a range that goes on beyond
+            # memory the first pages may change owner, too.
             with suppress(MachineCheck):
-                self._board.dram.cells.touch(one.spa, one.length)
+                self._board.dram.cells.touch(one.spa, min(one.length, self._board.dram.size_bytes - one.spa))
         return int(self._board.rmp.rmpupdate(one.spa, one.length, one.entry))
 
     def _psmash(self, one: op.PSmash) -> op.Answer:

@@ -1,5 +1,7 @@
 """Where a VM's frames are is put off until somebody looks where free memory was; it is where it would have been."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from node import operations as op
 from node.generation import Generation
 from node.guest import GuestState
 from node.platform import Platform
+from node.rmp_faults import RmpCode
 from psp.system_bus import PAGE_BYTES, RmpEntry
 
 NAMES = ("a", "b", "c", "d")
@@ -95,6 +98,22 @@ def test_a_save_area_that_nobody_asked_for_is_in_use_once_its_page_is_asked_for(
     there.board.dram.read(area, 1)
     assert there.board.rmp.checks.first_in_use(0, 1 << 40) == area // PAGE_BYTES
     assert there.guests["a"].vcpus[0].save_area_spa == area
+
+
+def test_entries_of_a_range_that_goes_on_beyond_memory_are_refused_for_a_save_area_in_use():
+    ends = []
+    for eager in (False, True):
+        here, there = pair(eager=eager)
+        move(here, there, here.guests["a"].spec)
+        area = ends[0][0].save_area_spa if eager else first_free(there) - PAGE_BYTES
+        beyond = there.board.dram.size_bytes - area + PAGE_BYTES
+        update = op.RmpUpdate(area, beyond, RmpEntry(assigned=True, gpa=0, asid=1))
+        answer = there.board.execute_host((update,))
+        assert not waits(there, "a")
+        ends.append((dataclasses.replace(there.board.vmcb("a", 0), nested=None), answer))
+        assert ends[-1][0].save_area_spa == area
+    assert ends[0] == ends[1]
+    assert ends[0][1] == (RmpCode.FAIL_INUSE,)
 
 
 def test_one_that_is_looked_at_before_it_runs_has_its_save_area_where_it_was_laid_down():
