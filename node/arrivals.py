@@ -102,7 +102,8 @@ class Arrivals:
         if host.certificates is not None:
             host.want_certificates(spec)
         if spec.generation is _PLAIN and not (spec.disk or spec.network or spec.devices):
-            host.board.unlaid.expect(spec.name)
+            if spec.name not in host.tasks.lines:  # Else what it had here before is still being cleared.
+                host.board.unlaid.expect(spec.name)
             if spec.name not in host.tasks.promises and host.unlaid_moves.receive(guest):
                 self._is_ready(guest)
                 told(None, b"")

@@ -95,10 +95,10 @@ class UnlaidVms:
         self._waiting: dict[str, _Unlaid] = {}
 
     def expect(self, vm: str) -> None:
-        """A VM without a key is about to come: put off what can be."""
+        """A VM without a key is about to come: put off what can be. One that is here, as while it is cleared, stays."""
         board = self._board
         if (
-            self._usual and board.observer is None and not board.dram.has_routes
+            vm not in self.vms and self._usual and board.observer is None and not board.dram.has_routes
             and board.bus.fast_registers.page is None and (board.rmp is None or board.snp_enabled)
             and not dict.__contains__(board.nested, vm) and vm not in board.disk_files
         ):  # fmt: skip

@@ -156,6 +156,38 @@ def test_room_that_is_given_back_by_one_that_was_launched_is_watched_too():
     assert ends[0] == ends[1]
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_one_that_comes_back_while_it_is_still_cleared_leaves_nothing_behind(asked):
+    """Whether or not somebody had asked where it is."""
+    ends = []
+    for eager in (False, True):
+        here, there = pair(eager=eager)
+        spec = here.guests["a"].spec
+        move(here, there, spec)
+        if asked:
+            there.board.unlaid.free_memory.end()
+        told = []
+
+        def back(step, one, spec=spec, told=told):
+            if step == "depart":
+                assert "a" in one.tasks.lines
+                one.arrivals.prepare(spec, lambda wrong, _: told.append(wrong))
+
+        move(there, here, spec, back)
+        assert told == [None]
+        there.arrivals.abandon("a")
+        run(there, there.now_ns + SECOND)
+        assert not there.board.unlaid.vms
+        assert not there.board.unlaid._waiting
+        move(here, there, here.guests["b"].spec)
+        assert waits(there, "b") is not eager
+        ends.append((there.hypervisor.frames.free_runs(), frames_of(there, "b"), there.hypervisor.figures()))
+        there.board.unlaid.look_at_all()
+        assert all(there.board.dram.cells.is_blank(spa, length) for spa, length in there.hypervisor.frames.free_runs())
+        ends[-1] += (there.board.dram.resident_bytes,)
+    assert ends[0] == ends[1]
+
+
 def test_entries_of_the_rmp_that_change_anywhere_end_the_watch():
     here, there = pair(eager=False)
     spare = there.hypervisor.frames.allocate(PAGE_BYTES, PAGE_BYTES)[0][0]
