@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 _NOWHERE = -1
 MOST_PUT_OFF = 64
 """Acts that wait at most; before one more they are carried out."""
+_SHARE_OF_END = 64
+"""The end of a run of free memory is so many parts of it: nested tables of 2 MiB pages need far less."""
 Pieces = Sequence[tuple[int, int]]
 
 
@@ -61,20 +64,21 @@ class FrameAllocator:
         self.peak_bytes = 0
         self.released: Callable[[Pieces], None] | None = None
         """Told of frames that came back otherwise than by an act that was put off."""
-        self._acts: list[Callable[[], object]] = []
-        """Those that wait."""
-        self._ahead_bytes = 0
-        """What they come to."""
+        self._acts: list[tuple[Callable[[], object], int]] = []
+        """Those that wait, and bytes that each takes; fewer than none where it gives them back."""
         self.era = 0
         """Counts how often acts that waited were carried out."""
         self._room = -1
-        """The longest free run before any act that waits, -1 until it is asked for."""
+        """The longest free run before any act that waits, but for its end; -1 until it is asked for."""
+        self._end_bytes = 0
+        """That end: what is taken there leaves the rest of the run as it is."""
         self._low_pages = 0
-        """Pages below it in runs that are too short for anything but pages."""
+        """Free pages below it that serve for nothing but single pages."""
+        self._lasting = _NOWHERE
         self._held_bytes = self._held_runs = self._held_pages = 0
         """What was taken in this era and is held, but for what came from the end of memory."""
         self._pages = self._last_bytes = 0
-        """All that was taken in this era of single pages, or of runs as short, and from the end of memory."""
+        """All that was taken in this era of single pages, and from the end of memory."""
 
     @property
     def free_bytes(self) -> int:
@@ -89,89 +93,110 @@ class FrameAllocator:
     def has_room(self, wanted: Wanted) -> bool:
         """Whether there is room for all of it, each run in one piece, wherever the acts that wait find theirs.
 
-        What they hold cuts the run that was the longest into gaps, one more than it has pieces, but for what
-        they have taken from its end. If no gap has room for a request, with what is lost to its alignment, that run is
-        no longer than the pieces and as many requests. Single pages come from below it as long as there are some.
+        The end of the longest run is for what is taken from the end of memory, all of an era, one piece below the
+        other if need be. The pieces that acts hold cut the rest into gaps, one more than there are pieces. If no gap
+        has room for a request, with what is lost to its alignment, the rest is no longer than the pieces and as many
+        requests. So everybody finds room in the rest, first fit goes no higher, and nothing else comes to the end.
+        Single pages come from behind a page that stays taken as long as there are some.
         """
         if self._room < 0:
             self._measure()
         run, pages, last = wanted
-        before, gaps = self._held_bytes, self._held_runs + 1
-        if self._pages + pages > self._low_pages or run < LARGE_PAGE_BYTES:
+        if self._last_bytes + last > self._end_bytes:
+            return False
+        gaps = self._held_runs + 1
+        if self._pages + pages > self._low_pages:
             gaps += self._held_pages + pages
-        used = before + gaps * (run + LARGE_PAGE_BYTES) + pages * PAGE_BYTES + self._last_bytes + last
-        return used + (gaps + 1) * (last + LARGE_PAGE_BYTES) < self._room
+        return self._held_bytes + gaps * (run + LARGE_PAGE_BYTES) + pages * PAGE_BYTES < self._room
+
+    def stays(self, spa: int) -> None:
+        """A page that was taken is never given back: no run can begin before it in its 2 MiB and go on behind it."""
+        self._lasting, self._room = spa, -1
 
     def _measure(self) -> None:
+        lasting, behind = self._lasting, (self._lasting // LARGE_PAGE_BYTES + 1) * LARGE_PAGE_BYTES
         longest = low = 0
-        for start, end in zip(self._starts, self._ends, strict=True):
+        for first, end in zip(self._starts, self._ends, strict=True):
+            start = first
+            if lasting < first < behind:
+                low += (min(end, behind) - first) // PAGE_BYTES
+                start = behind
             if end - start > longest:
                 longest, self._low_pages = end - start, low
-            if end - start < LARGE_PAGE_BYTES:
-                low += (end - start) // PAGE_BYTES
-        self._room = longest
+        self._end_bytes = longest // _SHARE_OF_END
+        self._room = longest - self._end_bytes
 
     def take_later(self, act: Callable[[], object], wanted: Wanted, rest: int = 0) -> bool:
         """Have ``act`` take this once somebody asks where it is; False where it might not find the run in one piece.
 
         So many of the pages are not its to take, but counted for a later act (``take_rest_later``).
         """
-        if not self.has_room(wanted):
-            if not self._acts:
+        acts = self._acts
+        if len(acts) >= MOST_PUT_OFF or not self.has_room(wanted):
+            if not acts:
                 return False
             self.settle()
             if not self.has_room(wanted):
                 return False
         run, pages, last = wanted
-        self.put_off(act, run + (pages - rest) * PAGE_BYTES + last)
+        self._put_off(act, run + (pages - rest) * PAGE_BYTES + last)
         self._held_bytes += run + pages * PAGE_BYTES
         self._held_runs += run > 0
         self._held_pages += pages
-        self._pages += pages if run >= LARGE_PAGE_BYTES else pages + -(-run // PAGE_BYTES)
+        self._pages += pages
         self._last_bytes += last
         return True
 
     def take_rest_later(self, act: Callable[[], object], pages: int, era: int) -> bool:
         """Have ``act`` take pages that were counted in an era; False where they might not be there any more."""
-        if era != self.era:
+        if era != self.era or len(self._acts) >= MOST_PUT_OFF:
             return self.take_later(act, Wanted(0, pages, 0))
-        self.put_off(act, pages * PAGE_BYTES)
+        self._put_off(act, pages * PAGE_BYTES)
         return True
 
     def give_later(self, act: Callable[[], object], wanted: Wanted, era: int) -> None:
         """Have ``act`` give this back before whoever asks for an address next; ``era`` is when it was taken."""
+        if len(self._acts) >= MOST_PUT_OFF:
+            self.settle()
         run, pages, last = wanted
         given = run + pages * PAGE_BYTES
         if era == self.era:
             self._held_bytes -= given
             self._held_runs -= run > 0
             self._held_pages -= pages
-        self.put_off(act, -given - last)
+        self._put_off(act, -given - last)
 
-    def put_off(self, act: Callable[[], object], taken: int) -> None:
+    def _put_off(self, act: Callable[[], object], taken: int) -> None:
         """Have an act wait that takes so much, which is certain to be there, or gives it back where it is negative."""
-        acts = self._acts
-        acts.append(act)
-        self._ahead_bytes += taken
+        self._acts.append((act, taken))
         self.used_bytes = used = self.used_bytes + taken
         if used > self.peak_bytes:
             self.peak_bytes = used
-        if len(acts) > MOST_PUT_OFF:
-            self.settle()
 
     def settle(self) -> None:
-        """Carry out what was put off."""
+        """Carry out what was put off.
+
+        Raises what the first act raised that could not be carried out, with a note that names it, once all others are.
+        """
         if not self._acts:
             return
         acts, self._acts = self._acts, []
-        used, told, self.released = self.used_bytes, self.released, None
-        self.used_bytes -= self._ahead_bytes
-        self._ahead_bytes = self._held_bytes = self._held_runs = self._held_pages = self._pages = self._last_bytes = 0
+        told, self.released = self.released, None
+        self.used_bytes -= sum([taken for _, taken in acts])
+        self._held_bytes = self._held_runs = self._held_pages = self._pages = self._last_bytes = 0
         self.era += 1
-        for act in acts:
-            act()
+        wrong: list[Exception] = []
+        for act, taken in acts:
+            before = self.used_bytes
+            try:
+                act()
+                assert self.used_bytes == before + taken, f"{taken} bytes expected, {self.used_bytes - before} taken"
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is raised once the books agree
+                error.add_note(f"put off: {act}")
+                wrong.append(error)
         self.released = told
-        assert self.used_bytes == used, f"acts that were put off: {used} bytes expected, {self.used_bytes} held"
+        if wrong:
+            raise wrong[0]
 
     def allocate(self, length: int, alignment: int) -> list[tuple[int, int]]:
         """Take ``length`` bytes in aligned pieces, one piece if any free run has room. Raises OutOfMemory."""
@@ -262,10 +287,12 @@ class FrameAllocator:
     def release(self, pieces: Pieces) -> None:
         """Give pieces back. Raises ValueError for an empty piece, and for memory that is free already.
 
-        As long as acts wait this is one more of them, and raises when it is carried out.
+        As long as acts wait this is one more of them, and whoever has it carried out is told.
         """
+        if len(self._acts) >= MOST_PUT_OFF:
+            self.settle()
         if self._acts:
-            self.put_off(lambda: self._release(pieces), -sum([length for _, length in pieces]))
+            self._put_off(partial(self._release, pieces), -sum([length for _, length in pieces]))
         else:
             self._release(pieces)
         if self.released is not None:

@@ -107,6 +107,7 @@ class Hypervisor:
         self.frames = FrameAllocator([(first, self._trusted_region - first)])
         self.rmp_bytes = reserved
         self.command_page = self._frame()
+        self.frames.stays(self.command_page)
         self.tio = TioHost(ports, TioMemory(self.frames, self.command_page), trusted=trusted)
         self.updating = False
         """Whether firmware is just being replaced: no SEV guest can come then."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -172,29 +174,65 @@ class Tenant:
         return pieces
 
 
+LASTS = st.one_of(st.integers(1, 9), st.integers(1, 150 * 512))
+"""Pages from the end of memory: of nested tables there are few."""
+
+
 class PutOff(RuleBasedStateMachine):
     """Two allocators are asked for the same; of one everything that may be is put off."""
 
-    @initialize(lengths=st.lists(st.integers(0, 60), min_size=1, max_size=3))
-    def start(self, lengths: list[int]) -> None:
+    @initialize(
+        lengths=st.lists(st.one_of(st.integers(0, 60), st.integers(500, 4000)), min_size=1, max_size=3),
+        before=st.one_of(st.none(), st.integers(0, 600)),
+    )  # fmt: skip
+    def start(self, lengths: list[int], before: int | None) -> None:
         ranges, at = [], LARGE + PAGE
         for length in lengths:
             ranges.append((at, length * LARGE + 5 * PAGE))
             at += (length + 1) * LARGE
+        self.begin(ranges, None if before is None else min(before, ranges[0][1] // PAGE - 1))
+
+    def begin(self, ranges: list[tuple[int, int]], before: int | None) -> None:
+        """Over such memory, in which a page stays taken, before which so many are free; None for no such page."""
         self.now, self.later = FrameAllocator(ranges), FrameAllocator(ranges)
         self.ranges = ranges
+        for frames in (self.now, self.later) if before is not None else ():
+            spa, _ = frames.allocate((before + 1) * PAGE, PAGE)[-1]
+            frames.release([(spa, before * PAGE)] if before else [])
+            frames.stays(spa + before * PAGE)
         self.tenants: list[Tenant] = []
         self.pieces: dict[int, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {}
         self.held: list[tuple[list[tuple[int, int]], list[tuple[int, int]]]] = []
 
-    @rule(run=st.integers(1, 4 * 512), last=st.integers(1, 9), pages=st.integers(1, 3), rest=st.integers(0, 2))
-    def come(self, run: int, last: int, pages: int, rest: int) -> None:
-        one = Tenant(Wanted(run * PAGE, pages + rest, last * PAGE), rest)
-        mine, theirs = self.pieces.setdefault(id(one), ([], []))
-        if self.later.take_later(lambda: mine.extend(one.take(self.later)), one.wanted, rest):
+    @rule(
+        run=st.integers(1, 4 * 512), last=LASTS, pages=st.integers(1, 3), rest=st.integers(0, 2),
+        times=st.sampled_from([1, 1, 1, 1, 15]),
+    )  # fmt: skip
+    def come(self, run: int, last: int, pages: int, rest: int, times: int = 1) -> None:
+        for _ in range(times):
+            one = Tenant(Wanted(run * PAGE, pages + rest, last * PAGE), rest)
+            mine, theirs = self.pieces.setdefault(id(one), ([], []))
+            if not self.later.take_later(partial(self._come, one, mine), one.wanted, rest):
+                return
             one.era = self.later.era
             theirs.extend(one.take(self.now))  # What was certain comes true.
             self.tenants.append(one)
+
+    def _come(self, one: Tenant, mine: list[tuple[int, int]]) -> None:
+        mine.extend(one.take(self.later))
+
+    @rule(part=st.sampled_from([1, 1, 2, 3, 4]), last=LASTS)
+    def come_as_large_as_is_certain(self, part: int, last: int) -> None:
+        """Or so many times smaller."""
+        least, most = 0, sum(length for _, length in self.ranges) // PAGE
+        while least < most:
+            run = (least + most + 1) // 2
+            if self.later.has_room(Wanted(run * PAGE, 1, last * PAGE)):
+                least = run
+            else:
+                most = run - 1
+        if least >= part:
+            self.come(least // part, last, 1, 0)
 
     @precondition(lambda self: any(one.rest for one in self.tenants))
     @rule(data=st.data())
@@ -214,7 +252,15 @@ class PutOff(RuleBasedStateMachine):
     @precondition(lambda self: self.tenants)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        one = self.tenants.pop(data.draw(st.integers(0, len(self.tenants) - 1)))
+        self._leave(self.tenants[data.draw(st.integers(0, len(self.tenants) - 1))])
+
+    @rule()
+    def all_but_the_last_leave(self) -> None:
+        for one in self.tenants[:-1]:
+            self._leave(one)
+
+    def _leave(self, one: Tenant) -> None:
+        self.tenants.remove(one)
         mine, theirs = self.pieces.pop(id(one))
         run, _, last = one.wanted
         self.later.give_later(lambda: self.later.release(mine), Wanted(run, one.pages, last), one.era)
@@ -258,6 +304,84 @@ class PutOff(RuleBasedStateMachine):
 
 TestPutOff = PutOff.TestCase
 TestPutOff.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+def test_pieces_from_the_end_that_came_to_lie_below_a_run_cut_nobody_off_who_was_sure_of_room():
+    """One stands in the middle of memory, alone, once all around it have gone."""
+    high, free, end, count = 750, 1595, 100, 15
+    half = high + free
+    first, second = half - count, half - 10
+    machine = PutOff()
+    machine.begin([(LARGE + PAGE, 256 * PAGE), (4 * LARGE, (first + second + half) * LARGE)], 0)
+    machine.come(first * 512, 1, 1, 0)
+    machine.come(second * 512, 1, 1, 0)
+    below = machine.tenants[1:]
+    machine.come(high * 512, 1, 1, 0)
+    for one in below:
+        machine._leave(one)
+    machine.come(512, end * 512, 1, 0, count)
+    machine.come(512, end * 512, 1, 0)
+    machine.all_but_the_last_leave()
+    machine.come_as_large_as_is_certain(1, 1)
+    machine.teardown()
+
+
+def test_an_act_that_cannot_be_carried_out_is_named_and_all_others_are_carried_out():
+    frames = FrameAllocator([(LARGE, 64 * LARGE)])
+    told: list[object] = []
+    spare = frames.allocate(PAGE, PAGE)
+    frames.released = told.append
+    assert frames.take_later(lambda: frames.allocate_run(LARGE, LARGE), Wanted(LARGE, 0, 0))
+    frames.release(spare)
+    frames.release(spare)
+    frames.release([(80 * LARGE, 2 * PAGE)])
+    assert frames.take_later(lambda: frames.allocate_run(2 * LARGE, LARGE), Wanted(2 * LARGE, 0, 0))
+    with pytest.raises(ValueError, match=f"{LARGE:#x}: released twice") as raised:
+        frames.allocate(PAGE, PAGE)
+    (note,) = raised.value.__notes__
+    assert "_release of" in note
+    assert f"[({LARGE}, {PAGE})]" in note
+    assert frames.used_bytes == 3 * LARGE - 2 * PAGE
+    assert frames.free_runs() == [(LARGE, LARGE), (5 * LARGE, 60 * LARGE), (80 * LARGE, 2 * PAGE)]
+    assert told == [spare, spare, [(80 * LARGE, 2 * PAGE)]]
+    frames.release([(2 * LARGE, LARGE)])
+    assert told[3:] == [[(2 * LARGE, LARGE)]]
+
+
+def test_an_act_that_takes_other_than_it_said_is_named():
+    frames = FrameAllocator([(LARGE, 64 * LARGE)])
+
+    def too_little() -> None:
+        frames.allocate(PAGE, PAGE)
+
+    assert frames.take_later(too_little, Wanted(LARGE, 0, 0))
+    with pytest.raises(AssertionError, match=f"{LARGE} bytes expected, {PAGE} taken") as raised:
+        frames.settle()
+    assert "too_little" in raised.value.__notes__[0]
+    assert frames.used_bytes == PAGE
+
+
+def test_single_pages_cut_no_run_short_while_they_come_from_behind_one_that_stays():
+    """What else lies there may be given back: no run that is taken then begins there."""
+    frames = FrameAllocator([(LARGE, LARGE), (4 * LARGE, 12 * LARGE)])
+    lasting, piece = frames.allocate(PAGE, PAGE), frames.allocate(LARGE - 101 * PAGE, PAGE)
+    wanted = Wanted(5 * LARGE, 100, PAGE)
+    assert not frames.has_room(wanted)
+    frames.stays(lasting[0][0])
+    assert frames.has_room(wanted)
+    frames.give_later(lambda: frames.release(piece), Wanted(LARGE - 101 * PAGE, 0, 0), -1)
+    assert frames.has_room(wanted)
+    assert frames.take_later(lambda: frames.allocate_run(LARGE, LARGE), Wanted(LARGE, 0, 0))
+    assert frames.free_runs() == [(LARGE + PAGE, LARGE - PAGE), (5 * LARGE, 11 * LARGE)]
+
+
+def test_single_pages_may_cut_a_run_where_those_below_might_be_taken_with_what_lies_beside_them():
+    frames = FrameAllocator([(LARGE, LARGE), (4 * LARGE, 12 * LARGE)])
+    piece = frames.allocate(LARGE - 100 * PAGE, PAGE)
+    frames.give_later(lambda: frames.release(piece), Wanted(LARGE - 100 * PAGE, 0, 0), -1)
+    assert not frames.has_room(Wanted(5 * LARGE, 100, PAGE))
+    assert frames.take_later(lambda: frames.allocate_run(LARGE, LARGE), Wanted(LARGE, 0, 0))
+    assert frames.free_runs() == [(4 * LARGE, 12 * LARGE)]
 
 
 def test_what_comes_and_goes_with_nobody_asking_waits_in_a_short_list_and_its_bytes_are_counted():
