@@ -291,12 +291,14 @@ class FrameAllocator:
         """
         if len(self._acts) >= MOST_PUT_OFF:
             self.settle()
-        if self._acts:
-            self._put_off(partial(self._release, pieces), -sum([length for _, length in pieces]))
-        else:
-            self._release(pieces)
-        if self.released is not None:
-            self.released(pieces)
+        try:
+            if self._acts:
+                self._put_off(partial(self._release, pieces), -sum([length for _, length in pieces]))
+            else:
+                self._release(pieces)
+        finally:  # Of several pieces some may have come back.
+            if self.released is not None:
+                self.released(pieces)
 
     def _release(self, pieces: Pieces) -> None:
         self._room = -1

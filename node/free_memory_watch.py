@@ -59,8 +59,9 @@ class FreeMemoryWatch:
             return False
         if rmp is not None:
             self._rmp_changes = rmp.checks.runs.changes
+        runs = frames.free_runs()
         frames.released = self._add
-        self._add(frames.free_runs())
+        self._add(runs)
         if not self.starts:
             frames.released = None
         return bool(self.starts)

@@ -339,21 +339,41 @@ class UnlaidVms:
         return True
 
     def _place(self) -> None:
-        """Free memory is free memory no longer: find out where VMs are that wait for that."""
+        """Free memory is free memory no longer: find out where VMs are that wait for that.
+
+        Raises what went wrong first, with a note that names the VM, once all others have their places.
+        """
         waiting, self._waiting = self._waiting, {}
+        wrong: list[Exception] = []
+        try:
+            if self.free_memory.frames is not None:
+                self.free_memory.frames.settle()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised once everybody has a place
+            wrong.append(error)
         for vm, one in waiting.items():
-            place, pages, saved = one.waits, one.pages, one.stored
-            assert place is not None
-            one.waits, one.areas, one.stored = None, {}, {}
-            built = self._build(vm, one, place)
-            assert built, f"{vm}: not where free memory was"
-            if pages is None:
-                continue
-            filled = self._fill(vm, one, pages, tuple(zip(place.areas, saved.values(), strict=True)))
-            assert filled is not None, f"{vm}: not where free memory was"
-            for vcpu, area in one.areas.items():
-                self._board.running.found((vm, vcpu), area)
-            self.placed(vm, place.areas)
+            try:
+                self._place_one(vm, one)
+            except Exception as error:  # noqa: BLE001 - the same
+                error.add_note(f"where {vm} lies")
+                wrong.append(error)
+                self._let_go(one)
+                self._forget(vm)
+        if wrong:
+            raise wrong[0]
+
+    def _place_one(self, vm: str, one: _Unlaid) -> None:
+        place, pages, saved = one.waits, one.pages, one.stored
+        assert place is not None
+        one.waits, one.areas, one.stored = None, {}, {}
+        built = self._build(vm, one, place)
+        assert built, f"{vm}: not where free memory was"
+        if pages is None:
+            return
+        filled = self._fill(vm, one, pages, tuple(zip(place.areas, saved.values(), strict=True)))
+        assert filled is not None, f"{vm}: not where free memory was"
+        for vcpu, area in one.areas.items():
+            self._board.running.found((vm, vcpu), area)
+        self.placed(vm, place.areas)
 
     # Operations: what they would have been answered, or else they are carried out.
 

@@ -209,6 +209,47 @@ def test_a_host_whose_free_memory_is_not_empty_places_who_comes_at_once():
     assert there.hypervisor.frames.released is None
 
 
+def test_whoever_gives_a_frame_back_twice_is_told_and_everybody_has_a_place():
+    ends = []
+    for eager in (False, True):
+        here, there = pair(eager=eager)
+        spare = there.hypervisor.frames.allocate(PAGE_BYTES, PAGE_BYTES)
+        for name in NAMES[:2]:
+            move(here, there, here.guests[name].spec)
+        assert waits(there, "a") is not eager
+        with pytest.raises(ValueError, match="released twice"):
+            there.hypervisor.frames.release(spare * 2)
+        assert not waits(there, "a")
+        assert not there.board.unlaid.free_memory.starts
+        assert there.hypervisor.frames.released is None
+        figures = there.hypervisor.figures()
+        ends.append((there.hypervisor.frames.free_runs(), frames_of(there, "a"), frames_of(there, "b"), figures))
+        ends[-1] += tuple(on_board(there, name)[:5] for name in "ab")
+        move(there, here, there.guests["b"].spec)
+        assert waits(here, "b") is not eager
+    assert ends[0] == ends[1]
+
+
+def test_one_whose_place_is_lost_costs_nobody_else_his(monkeypatch):
+    here, there = pair(eager=False)
+    for name in NAMES[:3]:
+        move(here, there, here.guests[name].spec)
+    place = there.board.unlaid._place_one
+
+    def lost(vm, one):
+        if vm == "b":
+            raise OSError("no such place")
+        place(vm, one)
+
+    monkeypatch.setattr(there.board.unlaid, "_place_one", lost)
+    with pytest.raises(OSError, match="no such place") as raised:
+        there.board.unlaid.look("a")
+    assert raised.value.__notes__ == ["where b lies"]
+    assert set(there.board.unlaid.vms) == {"a", "c"}
+    assert not there.board.unlaid._waiting
+    assert on_board(there, "c")[1].save_area_spa == there.guests["c"].vcpus[0].save_area_spa
+
+
 @pytest.mark.parametrize("nodes", [1, 2, 4])
 def test_prices_of_memory_on_several_nodes_are_those_of_where_it_lies(nodes):
     ends = []
