@@ -203,6 +203,12 @@ class FrameAllocator:
         start = self.allocate_run(length, alignment)
         return self._scattered(length, alignment) if start is None else [(start, length)]
 
+    def allocate_pages(self, count: int) -> tuple[int, ...]:
+        """Take so many single pages, wherever they are. Raises OutOfMemory with nothing taken."""
+        if count * PAGE_BYTES > self.free_bytes:
+            raise OutOfMemory(count * PAGE_BYTES, self.free_bytes)
+        return tuple([self.allocate(PAGE_BYTES, PAGE_BYTES)[0][0] for _ in range(count)])
+
     def allocate_row(self, lengths: Sequence[int], alignment: int) -> list[list[tuple[int, int]]]:
         """The same for each of several lengths, one behind the other if any free run has room for all.
 

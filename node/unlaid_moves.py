@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from node import operations as op
 from node.board import Board
-from node.frame_allocator import Wanted
+from node.frame_allocator import OutOfMemory, Wanted
 from node.guest import Guest
 from node.guest_memory_map import Range, memory_map
 from node.hypervisor import SPARE_TABLES, Hypervisor
@@ -131,7 +131,11 @@ class UnlaidMoves:
         if place is None or hypervisor is None or place.count or state.blocks or not state.save_areas:
             return False
         place.launched_gpas, saved = state.launched, state.save_areas
-        unlaid.take_areas(vm, place, len(saved))
+        try:
+            unlaid.take_areas(vm, place, len(saved))
+        except OutOfMemory as error:
+            refused(LaunchRefused(str(error)))
+            return True
 
         def back() -> tuple[Entered, bytes] | None:
             found = unlaid.fill(vm, place, state.pages, saved)

@@ -232,7 +232,7 @@ class UnlaidVms:
         return True
 
     def take_areas(self, vm: str, place: VmPlace, count: int) -> None:
-        """Take pages for save areas. Raises OutOfMemory."""
+        """Take pages for save areas. Raises OutOfMemory with none taken."""
         if self.free_memory.goes_on() and vm in self._waiting:
             if place.take_areas_later(count):
                 return

@@ -76,18 +76,19 @@ class VmPlace:
         return certain
 
     def take_areas(self, count: int) -> None:
-        """Take pages for save areas. Raises OutOfMemory."""
+        """Take pages for save areas. Raises OutOfMemory with none taken."""
+        self._areas = self._frames.allocate_pages(count)
         self.count = count
-        self._take_areas()
 
     def _take_areas(self) -> None:
-        allocate = self._frames.allocate
-        self._areas = tuple([allocate(PAGE_BYTES, PAGE_BYTES)[0][0] for _ in range(self.count)])
+        self._areas = self._frames.allocate_pages(self.count)
 
     def take_areas_later(self, count: int) -> bool:
         """The same with nobody knowing where yet."""
-        self.count = count
-        return self._frames.take_rest_later(self._take_areas, count, self._era)
+        certain = self._frames.take_rest_later(self._take_areas, count, self._era)
+        if certain:
+            self.count = count
+        return certain
 
     def give_back(self) -> None:
         """Give back all of it."""

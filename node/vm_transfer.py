@@ -22,7 +22,6 @@ from node.sev_features import features_of
 from node.svsm_launch import svsm_below
 from node.vm_state import Run, VmState, whole_runs
 from node.vmsa import VMSA_BYTES, StoredArea
-from psp.system_bus import PAGE_BYTES
 
 if TYPE_CHECKING:
     from node.hypervisor import Hypervisor
@@ -102,7 +101,11 @@ def fill(self: Hypervisor, spec: MachineSpec, state: VmState) -> FillTask:
     record = record_of(self, spec.name)
     if record.handler:
         yield from share_pages(self, spec, record, state)
-    return (yield from fill_at(self, spec, state, take_areas(self, record, state)))
+    try:
+        areas = take_areas(self, record, state)
+    except OutOfMemory as error:
+        raise LaunchRefused(str(error)) from error
+    return (yield from fill_at(self, spec, state, areas))
 
 
 Areas = list[tuple[int, bytes | StoredArea]]
@@ -110,13 +113,12 @@ Areas = list[tuple[int, bytes | StoredArea]]
 
 
 def take_areas(self: Hypervisor, record: LaunchedVm, state: VmState) -> Areas:
-    """Take frames for the registers of a VM that came."""
-    record.launched_gpas, areas = state.launched, Areas()
-    for page in state.save_areas:
-        ((spa, _),) = self.frames.allocate(PAGE_BYTES, PAGE_BYTES)
+    """Take frames for the registers of a VM that came. Raises OutOfMemory with none taken."""
+    record.launched_gpas = state.launched
+    spas = self.frames.allocate_pages(len(state.save_areas))
+    for spa in spas:
         record.add_area(spa)
-        areas.append((spa, page))
-    return areas
+    return list(zip(spas, state.save_areas, strict=True))
 
 
 def fill_at(self: Hypervisor, spec: MachineSpec, state: VmState, areas: Areas) -> FillTask:

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moved_guests import PLAIN, frames_of, host, move, on_board
+from moved_guests import PLAIN, frames_of, host, move, on_board, until
 from toy_guests import SECOND, run, start
 
 from node import operations as op
 from node.generation import Generation
 from node.guest import GuestState
+from node.migration_frames import NO_SESSION, PageDigests, Stream
 from node.platform import Platform
 from node.rmp_faults import RmpCode
 from psp.system_bus import PAGE_BYTES, RmpEntry
@@ -248,6 +249,39 @@ def test_one_whose_place_is_lost_costs_nobody_else_his(monkeypatch):
     assert set(there.board.unlaid.vms) == {"a", "c"}
     assert not there.board.unlaid._waiting
     assert on_board(there, "c")[1].save_area_spa == there.guests["c"].vcpus[0].save_area_spa
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_host_without_room_for_save_areas_refuses_whom_it_cannot_lay_down(left):
+    """All that is free but so many pages is taken while the VM's frames are under way, of two vCPUs."""
+    ends = []
+    for eager in (False, True):
+        here, there = host(name="here", eager=eager), host(name="there", eager=eager)
+        start(here, "a", PLAIN, "works", vcpus=2)
+        run(here, SECOND)
+        frames, spec, told, taken = there.hypervisor.frames, here.guests["a"].spec, [], []
+        there.clock.env.run(until=here.now_ns)
+        there.arrivals.prepare(spec, lambda wrong, _, told=told: told.append(wrong))
+        until(lambda told=told: told, there)
+        if left == 2:
+            assert waits(there, "a") is not eager
+        taken += frames.allocate(frames.free_bytes - left * PAGE_BYTES, PAGE_BYTES)
+        here.departures.begin("a", lambda _: None)
+        here.departures.stop("a", 0, told.append)
+        until(lambda told=told: len(told) > 1, here)
+        what = told.pop()
+        stream, digests = Stream(what.state, NO_SESSION), PageDigests(what.state.pages)
+        there.arrivals.complete("a", stream, digests, what.books, told.append)
+        until(lambda told=told: len(told) > 1, there)
+        ends.append([told[1], there.now_ns, there.hypervisor.figures(), there.arrivals.is_whole("a")])
+        there.arrivals.abandon("a")
+        run(there, there.now_ns + SECOND)
+        ends[-1] += [there.hypervisor.figures(), frames.free_runs()]
+        frames.release(taken)
+        assert len(frames.free_runs()) == 1
+    assert ends[0] == ends[1]
+    wanted = f"memory: {2 * PAGE_BYTES} bytes wanted, {left * PAGE_BYTES} free"
+    assert ends[0][0] == (None if left == 2 else wanted)
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 4])
