@@ -7,7 +7,7 @@ from toy_guests import SECOND, make_host, run, script, start
 from node import operations as op
 from node.generation import Generation
 from node.migration_frames import NO_SESSION, PageDigests, Stream
-from node.program import Compute
+from node.program import Compute, Registers
 from psp.system_bus import PAGE_BYTES
 
 PLAIN = Generation.PLAIN
@@ -101,4 +101,4 @@ def on_board(one, name="vm"):
 
 def registers(one, name="vm"):
     held = one.guests[name].vcpus[0].registers
-    return {name: getattr(held, name) for name in held.__slots__}
+    return {name: getattr(held, name) for name in Registers.__slots__}

@@ -178,7 +178,7 @@ def spa(host: Host, guest: Guest, gpa: int) -> int:
 def final_state(host, guest, length=MIB):
     """Registers without the two that hold what is left of a phase, and memory, of a VM that is done."""
     registers = [
-        {name: getattr(vcpu.registers, name) for name in vcpu.registers.__slots__ if name not in ("r14", "r15")}
+        {name: getattr(vcpu.registers, name) for name in Registers.__slots__ if name not in ("r14", "r15")}
         for vcpu in guest.vcpus
     ]
     memory = [
