@@ -62,8 +62,8 @@ class FrameAllocator:
         self._all_bytes = sum(end - start for start, end in free)
         self.used_bytes = 0
         self.peak_bytes = 0
-        self.released: Callable[[Pieces], None] | None = None
-        """Told of frames that came back otherwise than by an act that was put off."""
+        self.returned: list[tuple[int, int]] | None = None
+        """What came back otherwise than by an act that was put off, where somebody looks for that now and then."""
         self._acts: list[tuple[Callable[[], object], int]] = []
         """Those that wait, and bytes that each takes; fewer than none where it gives them back."""
         self.era = 0
@@ -181,7 +181,7 @@ class FrameAllocator:
         if not self._acts:
             return
         acts, self._acts = self._acts, []
-        told, self.released = self.released, None
+        returned, self.returned = self.returned, None
         self.used_bytes -= sum([taken for _, taken in acts])
         self._held_bytes = self._held_runs = self._held_pages = self._pages = self._last_bytes = 0
         self.era += 1
@@ -194,7 +194,7 @@ class FrameAllocator:
             except Exception as error:  # noqa: BLE001 - whatever it is, it is raised once the books agree
                 error.add_note(f"put off: {act}")
                 wrong.append(error)
-        self.released = told
+        self.returned = returned
         if wrong:
             raise wrong[0]
 
@@ -303,8 +303,8 @@ class FrameAllocator:
             else:
                 self._release(pieces)
         finally:  # Of several pieces some may have come back.
-            if self.released is not None:
-                self.released(pieces)
+            if self.returned is not None:
+                self.returned += pieces
 
     def _release(self, pieces: Pieces) -> None:
         self._room = -1

@@ -46,10 +46,19 @@ class FreeMemoryWatch:
         """Of the RMP, when they were found to be the host's."""
 
     def goes_on(self) -> bool:
-        """Whether it is on and has seen nothing; else it ends. Changes of the RMP elsewhere end it, too."""
-        rmp = self._board.rmp
-        if self.starts and rmp is not None and rmp.checks.runs.changes != self._rmp_changes:
+        """Whether it is on and has seen nothing; else it ends. Changes of the RMP elsewhere end it, too.
+
+        To be asked before each act that is put off: what came back since then is watched from now on. No act before
+        finds its frames there.
+        """
+        if not self.starts:
+            return False
+        rmp, frames = self._board.rmp, self.frames
+        if rmp is not None and rmp.checks.runs.changes != self._rmp_changes:
             self.end()
+        elif frames is not None and frames.returned:
+            returned, frames.returned = frames.returned, []
+            self._add(returned)
         return bool(self.starts)
 
     def begin(self) -> bool:
@@ -59,11 +68,8 @@ class FreeMemoryWatch:
             return False
         if rmp is not None:
             self._rmp_changes = rmp.checks.runs.changes
-        runs = frames.free_runs()
-        frames.released = self._add
-        self._add(runs)
-        if not self.starts:
-            frames.released = None
+        self._add(frames.free_runs())
+        frames.returned = [] if self.starts else None
         return bool(self.starts)
 
     def end(self) -> None:
@@ -71,7 +77,7 @@ class FreeMemoryWatch:
         if not self.starts:
             return
         assert self.frames is not None
-        self.frames.released = None
+        self.frames.returned = None
         self._board.dram.cells.let_go_all(self.starts)
         self.starts = []
         self._over()

@@ -57,10 +57,9 @@ class UnlaidMoves:
     ) -> None:
         self._unlaid = unlaid = board.unlaid
         # Another kind of hypervisor may do other things than are known here.
-        self._hypervisor = known = hypervisor if type(hypervisor) is Hypervisor else None
-        self._places: dict[str, VmPlace] = {}
-        if known is not None:
-            unlaid.free_memory.frames, self._places = known.frames, known.places
+        self._hypervisor = hypervisor if type(hypervisor) is Hypervisor else None
+        if self._hypervisor is not None:
+            unlaid.free_memory.frames = self._hypervisor.frames
         self._port = hypervisor
         self._tasks = tasks
         self._cost = cost
@@ -72,9 +71,10 @@ class UnlaidMoves:
 
     def _place(self, vm: str) -> VmPlace | None:
         """What the hypervisor holds of a VM, if it has nothing to do for it and nobody has looked at that."""
-        if vm not in self._unlaid.vms or vm in self._tasks.lines:
+        hypervisor = self._hypervisor
+        if hypervisor is None or vm not in self._unlaid.vms or vm in self._tasks.lines:
             return None
-        return self._places.get(vm)
+        return hypervisor.places.get(vm)
 
     def receive(self, guest: Guest) -> bool:
         """As ``receive``: what the VM will need is taken."""
@@ -82,7 +82,7 @@ class UnlaidMoves:
         vm = spec.name
         if hypervisor is None or vm not in unlaid.vms or vm in self._tasks.lines:
             return False
-        if vm in self._places or hypervisor.has_record(vm):
+        if vm in hypervisor.places or hypervisor.has_record(vm):
             return False
         if spec.cpu_model or spec.launched_on:
             return False  # Of the latter the hypervisor asks whether its processors show all that they are shown.
@@ -97,7 +97,7 @@ class UnlaidMoves:
             if not unlaid.build(vm, place):
                 place.give_back()
                 return False
-        self._places[vm] = place
+        hypervisor.places[vm] = place
         return True
 
     def export(
@@ -152,9 +152,9 @@ class UnlaidMoves:
 
     def depart(self, guest: Guest) -> bool:
         """As ``depart``: everything that the VM had is given back."""
-        vm = guest.spec.name
+        hypervisor, vm = self._hypervisor, guest.spec.name
         place = self._place(vm)
-        if place is None:
+        if place is None or hypervisor is None:
             return False
         length = place.shape.wanted.run
         spent_ns = self._clear_ns.get(length)
@@ -162,9 +162,10 @@ class UnlaidMoves:
             spent_ns = self._clear_ns[length] = round(self._cost.price((op.HostClear(0, length),)))
 
         def cleared() -> bool | None:
-            if self._places.get(vm) is not place or not self._unlaid.leave(vm, place):
+            places = hypervisor.places
+            if places.get(vm) is not place or not self._unlaid.leave(vm, place):
                 return None
-            del self._places[vm]
+            del places[vm]
             return True
 
         self._tasks.spend(guest, spent_ns, cleared, _ignore, None, lambda: self._port.depart(vm))

@@ -328,9 +328,8 @@ def test_pieces_from_the_end_that_came_to_lie_below_a_run_cut_nobody_off_who_was
 
 def test_an_act_that_cannot_be_carried_out_is_named_and_all_others_are_carried_out():
     frames = FrameAllocator([(LARGE, 64 * LARGE)])
-    told: list[object] = []
     spare = frames.allocate(PAGE, PAGE)
-    frames.released = told.append
+    frames.returned = []
     assert frames.take_later(lambda: frames.allocate_run(LARGE, LARGE), Wanted(LARGE, 0, 0))
     frames.release(spare)
     frames.release(spare)
@@ -343,9 +342,9 @@ def test_an_act_that_cannot_be_carried_out_is_named_and_all_others_are_carried_o
     assert f"[({LARGE}, {PAGE})]" in note
     assert frames.used_bytes == 3 * LARGE - 2 * PAGE
     assert frames.free_runs() == [(LARGE, LARGE), (5 * LARGE, 60 * LARGE), (80 * LARGE, 2 * PAGE)]
-    assert told == [spare, spare, [(80 * LARGE, 2 * PAGE)]]
+    assert frames.returned == [*spare, *spare, (80 * LARGE, 2 * PAGE)]
     frames.release([(2 * LARGE, LARGE)])
-    assert told[3:] == [[(2 * LARGE, LARGE)]]
+    assert frames.returned[3:] == [(2 * LARGE, LARGE)]
 
 
 def test_an_act_that_takes_other_than_it_said_is_named():
