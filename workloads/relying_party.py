@@ -71,7 +71,7 @@ class RelyingParameters:
     measurement: str = text("", 96)
     """The launch digest of its guests, in hexadecimal: what ``sevfleet measure`` prints."""
     min_tcb: str = text("", 128)
-    """The lowest TCB, as ``bootloader=3,snp=8,microcode=115``."""
+    """The lowest TCB, as ``bootloader=3,snp=8,microcode=115``; with ``migration_agent`` that of the launch as well."""
     pinned_tcb: str = text("", 128)
     """Levels that must be those reported, written the same way: no other firmware is taken, newer or older."""
     vmpl: int = whole(0, 0, 3)
@@ -114,6 +114,25 @@ class RelyingParameters:
         if not self.migration_agent:
             return None
         return agent_digest() if self.migration_agent == LABORATORY else bytes.fromhex(self.migration_agent)
+
+    @property
+    def expected(self) -> Expectations:
+        """What it expects of every guest."""
+        agents, lowest = self.agents, _levels(self.min_tcb)
+        any_guest = Expectations(
+            min_tcb=lowest,
+            # Who may be moved may have come from elsewhere. No agent sends a guest to older firmware, so that where it
+            # was launched is the oldest that it has seen.
+            min_launch_tcb=None if agents is None else lowest,
+            pinned_tcb=_levels(self.pinned_tcb),
+            crl_demanded=bool(self.crl_demanded),
+        )
+        return replace(
+            any_guest,
+            measurement=bytes.fromhex(self.measurement) or None,
+            vmpl=self.vmpl,
+            migration_agent=None if agents is None else replace(any_guest, measurement=agents),
+        )
 
     @property
     def private_bytes(self) -> int:
@@ -294,20 +313,7 @@ class RelyingParty:
         return record
 
     def _release(self, mac: bytes) -> Release:
-        parameters = self.parameters
-        any_guest = Expectations(
-            min_tcb=_levels(parameters.min_tcb),
-            pinned_tcb=_levels(parameters.pinned_tcb),
-            crl_demanded=bool(parameters.crl_demanded),
-        )
-        agents = parameters.agents
-        expected = replace(
-            any_guest,
-            measurement=bytes.fromhex(parameters.measurement) or None,
-            vmpl=parameters.vmpl,
-            migration_agent=None if agents is None else replace(any_guest, measurement=agents),
-        )
-        return Release(disk_key(self.content, mac), expected, parameters.trusted)
+        return Release(disk_key(self.content, mac), self.parameters.expected, self.parameters.trusted)
 
     def _nonce(self, place: int, record: _Record) -> bytes:
         return self.content.octets(b"nonce", place, record.nonces, NONCE_BYTES)
