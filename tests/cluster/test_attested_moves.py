@@ -152,7 +152,7 @@ def requests_of(host: Host) -> GuestRequests:
         ({"migration_agent": True}, AT_VMPL_0, Host.restart_agent, b"MIGRATION_AGENT_UNLISTED"),
         (
             {"migration_handler": True, "svsm": True, "firmware": "auto"}, ABOVE_SVSM, as_it_is,
-            b"MIGRATION_AGENT_UNLISTED",
+            b"MIGRATION_AGENT_UNPROVED",
         ),
     ],
     ids=[
