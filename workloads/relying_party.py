@@ -21,7 +21,7 @@ from node.operations import Answer, Await, Compute, GuestOperation, GuestWork, R
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from node.swiotlb import BounceArea
 from psp.certificate_table import CertificateKind, CertificateTableError, agent_report_of, parsed
-from psp.verifier import COMPONENTS, NONCE_BYTES, Evidence, Expectations, Rejected
+from psp.verifier import COMPONENTS, NONCE_BYTES, Evidence, Expectations, Rejected, reports_judged
 from workloads.block_outcome import FAULTED, faulted, with_devices
 from workloads.keyed_content import KeyedContent
 from workloads.parameters import (
@@ -296,7 +296,7 @@ class RelyingParty:
     ) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], _Record]:
         evidence = yield from self._load(self._evidence_gpa(place), record.total)
         shown = _evidence(evidence)
-        reports = 1 if shown.agent_report is None or not self.parameters.migration_agent else 2
+        reports = reports_judged(shown, self.parameters.expected)
         yield GuestWork("attest.verify_chain_ns"), *[GuestWork("attest.verify_report_ns")] * reports
         registers.rcx += 1
         try:
