@@ -26,9 +26,9 @@ from psp.verifier.product_line import line_of_processor
 MARK = b"sevfleet migration agent 1"
 """What an agent's image begins with, so that its measurement is no other's."""
 KEY_BYTES = 32
+"""Of a key of X25519, and of what is derived."""
 MOST_TRIES = 3
 """How often one message is sent."""
-"""Of a key of X25519, and of what is derived."""
 
 
 class AgentRefusal(Exception):
