@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgpack
 
@@ -52,7 +52,7 @@ class Hello:
     public_key: bytes
     report: bytes = field(repr=False)
     certificates: tuple[bytes, ...] = field(default=(), repr=False)
-    """VCEK, ASK and ARK in DER; the hypervisor adds them."""
+    """VCEK, ASK, ARK and the ARK's revocation list in DER; the hypervisor adds them."""
 
     def pack(self) -> bytes:
         """As bytes."""
@@ -126,10 +126,11 @@ def tcb_floor(own: Report) -> Mapping[str, int]:
 
 
 def believe(hello: Hello, expected: Expectations, now: int, roots: Mapping[str, frozenset[str]]) -> None:
-    """Look at a peer. Raises AgentRefusal."""
+    """Look at a peer, whose issuer must not be on the revocation list that it has to bring. Raises AgentRefusal."""
     leaf, ask, ark = (*hello.certificates, None, None, None)[:3]
     try:
-        verify(Evidence(hello.report, ark, ask, leaf), expected, now, roots)
+        evidence = Evidence(hello.report, ark, ask, leaf, hello.certificates[3:])
+        verify(evidence, replace(expected, crl_demanded=True), now, roots)
     except Rejected as rejected:
         raise AgentRefusal(f"the peer is not believed: {rejected}") from None
 

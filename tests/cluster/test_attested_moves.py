@@ -107,7 +107,7 @@ def test_a_tenant_that_has_moved_is_believed_again_because_of_the_agent_it_is_wi
     here, there = hosts["cloud-1"], hosts["cloud-2"]
     report = report_of(there, vmpl)
     shown = {host: host.tasks.at_once(own_report(host.hypervisor)) for host in (here, there)}
-    vcek, ask, ark = own_chain(there.board.psp)
+    vcek, ask, ark, _ = own_chain(there.board.psp)
     expected = Expectations(
         measurement=bytes.fromhex(vm_row(rows)["launch_digest"]), vmpl=vmpl,
         migration_agent=Expectations(measurement=agent_digest()),
