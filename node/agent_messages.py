@@ -15,12 +15,13 @@ import msgpack
 from node.message_place import COUNT_BYTES, SECRETS_COUNTS, SECRETS_VMPCKS, VMPCK_BYTES
 from node.operations import GuestOperation, Read, ReadRandom, Write
 from node.packing import packed
+from node.platform import NO_FLOOR
 from psp.byte_layout import ByteLayout
 from psp.guest_context import DIGEST_BYTES, REPORT_ID_BYTES
 from psp.guest_message import BadMessage, MessageHeader, MessageKey, MessageType
 from psp.report_messages import ReportRequest, ReportResponse
 from psp.status import Status
-from psp.verifier import LINES, Evidence, Expectations, Rejected, Report, verify
+from psp.verifier import COMPONENTS, LINES, Evidence, Expectations, Rejected, Report, verify
 from psp.verifier.product_line import line_of_processor
 
 MARK = b"sevfleet migration agent 1"
@@ -117,6 +118,19 @@ class Voucher:
     def bound_to(self, report_id: bytes, key: bytes) -> bytes:
         """REPORT_DATA of that report, for the guest with this report id, whose handler has this key."""
         return hashlib.sha512(MARK + b" vouches" + self.imd + self.peer_id + report_id + key).digest()
+
+
+def floor_data(levels: Mapping[str, int]) -> bytes:
+    """HOST_DATA of an agent with a floor: a byte for each component of a TCB, in the order of COMPONENTS, then zeros.
+
+    Its hypervisor chooses that, but only once and for all of its life, and every report of the agent's says it.
+    """
+    return bytes([levels.get(name, 0) for name in COMPONENTS]).ljust(len(NO_FLOOR), b"\0")
+
+
+def floor_of(host_data: bytes) -> Mapping[str, int]:
+    """The other way; components without a floor are left out."""
+    return {name: level for name, level in zip(COMPONENTS, host_data, strict=False) if level}
 
 
 def tcb_floor(own: Report) -> Mapping[str, int]:

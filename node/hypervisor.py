@@ -511,7 +511,7 @@ class Hypervisor:
         yield from self._update(spec, record, pages)
         if spec.small_monitor:
             yield (op.HostWork("boot.firecracker_snp_ns"),)
-        finish = buffers.SnpLaunchFinish(gctx=gctx).pack()
+        finish = buffers.SnpLaunchFinish(gctx=gctx, host_data=record.host_data).pack()
         done = op.PspCommand(SnpCommand.LAUNCH_FINISH, command, finish, with_rest=not spec.small_monitor)
         expect_success((yield (done,)), done.command)
 

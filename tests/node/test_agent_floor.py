@@ -4,21 +4,21 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from test_agent_transfer import QUICK, UNITS, hosts, move, older, started
-from toy_guests import make_host, run
+from test_agent_transfer import QUICK, UNITS, WITH_AGENT, hosts, move, older, started
+from toy_guests import SECOND, make_host, run
 
 from cluster.agent_certificates import agent_certified, own_chain
 from cluster.root_keys import product_root
 from node import operations as op
 from node.agent_core import carried
-from node.agent_messages import Carry, Hello, tcb_floor
+from node.agent_messages import Carry, Hello, floor_data, floor_of, tcb_floor
 from node.agent_transfer import AGENT, greet, order_agent, own_report
 from node.hypervisor_port import LaunchRefused
 from node.laboratory_roots import LABORATORY_ROOTS
 from psp.guest_message import MessageHeader, MessageKey, MessageType
 from psp.product_root import RootName
 from psp.report_messages import ReportRequest, ReportResponse
-from psp.verifier import Evidence, Rejected, verify
+from psp.verifier import LINES, Evidence, Rejected, verify
 from psp.verifier.certificate import parse_certificate
 from psp.verifier.reasons import Trail
 from psp.verifier.report import parse_report
@@ -61,6 +61,46 @@ def test_a_guest_that_was_launched_under_firmware_too_old_is_not_believed_where_
         believed(old, party(new))
 
 
+def with_floor(host, **changed):
+    """A host like that one, whose agent takes guests from no firmware older than that host's."""
+    tcb = LINES["Milan"].layout.split(host.board.psp.firmware.current.tcb.to_bytes(8, "little"))
+    return replace(WITH_AGENT, migration_agent_floor=floor_data(tcb), **changed)
+
+
+def greeting(host):
+    return agent_certified(host.tasks.at_once(greet(host.hypervisor)), host.board.psp)
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_whatever_its_hypervisor_says_an_agent_meets_nobody_below_its_floor_or_with_another(low):
+    usual, _ = hosts()
+    lowest = with_floor(usual)
+    here, there = (make_host(name=name, platform=lowest, costs=QUICK) for name in ("here", "there"))
+    old = make_host(name="old", platform=replace(lowest, firmware_tcb=older(here).firmware_tcb), costs=QUICK)
+
+    def meets(one, other):
+        one.tasks.at_once(order_agent(one.hypervisor, "meet", "vm", greeting(other), low))
+
+    meets(here, there)
+    for other, why in ((old, "TCB_LOW"), (usual, "HOST_DATA_UNEXPECTED")):
+        with pytest.raises(LaunchRefused, match=why):
+            meets(here, other)
+    with pytest.raises(LaunchRefused, match="HOST_DATA_UNEXPECTED"):
+        meets(usual, here)
+
+
+def test_an_agent_that_begins_anew_has_the_floor_that_it_had():
+    usual, _ = hosts()
+    here = make_host(platform=with_floor(usual))
+    before = parse_report(here.tasks.at_once(own_report(here.hypervisor)), Trail())
+    here.restart_agent()
+    run(here, SECOND)
+    after = parse_report(here.tasks.at_once(own_report(here.hypervisor)), Trail())
+    assert after.report_id != before.report_id
+    assert after.host_data == before.host_data == here.spec.platform.migration_agent_floor
+    assert floor_of(after.host_data) == {name: level for name, level in tcb_floor(before).items() if level}
+
+
 def revoked(_):
     root = product_root("Milan")
     return root.revocation_list([parse_certificate(root.certificate(RootName.ASK)).serial])
@@ -77,7 +117,7 @@ def revoked(_):
 )
 def test_an_agent_meets_nobody_whose_issuer_may_have_been_revoked(lists, why):
     here, there = hosts()
-    shown = Hello.parse(agent_certified(there.tasks.at_once(greet(there.hypervisor)), there.board.psp))
+    shown = Hello.parse(greeting(there))
     order = partial(order_agent, here.hypervisor, "meet", "vm")
     here.tasks.at_once(order(shown.pack(), True))
     *chain, own = shown.certificates
