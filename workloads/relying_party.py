@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from node import guest_nic
 from node.agent_digest import agent_digest
+from node.agent_messages import floor_data
 from node.guest_nic import GuestNic
 from node.laboratory_roots import LABORATORY_ROOTS
 from node.operations import Answer, Await, Compute, GuestOperation, GuestWork, Read, Write
@@ -79,7 +80,12 @@ class RelyingParameters:
     migration_agent: str = text("", 96)
     """Whose guests it believes though they may be moved: the launch digest of migration agents, in hexadecimal, or
     ``laboratory`` for those that hosts here have. An agent proves itself with a report of its own, by the same chip,
-    under firmware that is good enough for its guests. Empty: a guest that may be moved is refused."""
+    and what is demanded of the guest's firmware, at its launch too, is demanded of the agent's. That is enough where
+    all firmware that a guest has been under is honest. Empty: a guest that may be moved is refused."""
+    migration_agent_floor: str = text("", 128)
+    """The floor that those agents must have for the firmware that guests come from, as their hosts say it, written as
+    ``min_tcb`` and not below that. Empty: agents with any floor, and with none, are believed, which take guests in that
+    forged firmware made up under a TCB below ``min_tcb``, and what those say of their launch is made up as well."""
     crl_demanded: int = whole(1, 0, 1)
     """1: certificates come with the list of those revoked, which a host could keep to itself otherwise."""
     roots: str = text("", 512)
@@ -95,10 +101,15 @@ class RelyingParameters:
             raise WorkloadParameterError("measurement", "96 hexadecimal digits")
         if self.migration_agent not in {"", LABORATORY} and not _is_hex(self.migration_agent, 48):
             raise WorkloadParameterError("migration_agent", f"{LABORATORY}, or 96 hexadecimal digits")
-        for name in ("min_tcb", "pinned_tcb"):
+        for name in ("min_tcb", "pinned_tcb", "migration_agent_floor"):
             levels = _levels(getattr(self, name)) or {}
             if not all(component in COMPONENTS and level < 256 for component, level in levels.items()):
                 raise WorkloadParameterError(name, f"levels such as snp=8 of {', '.join(COMPONENTS)}")
+        floor = _levels(self.migration_agent_floor)
+        if floor is not None and not self.migration_agent:
+            raise WorkloadParameterError("migration_agent_floor", "none without migration_agent")
+        if floor is not None and any(floor.get(name, 0) < low for name, low in (_levels(self.min_tcb) or {}).items()):
+            raise WorkloadParameterError("migration_agent_floor", "no level below that of min_tcb")
         if not all(_is_hex(digest, 32) for digests in self.trusted.values() for digest in digests):
             raise WorkloadParameterError("roots", "product lines and 64 hexadecimal digits, such as Milan=00...")
 
@@ -118,7 +129,8 @@ class RelyingParameters:
     @property
     def expected(self) -> Expectations:
         """What it expects of every guest."""
-        agents, lowest = self.agents, _levels(self.min_tcb)
+        agents, lowest, agents_lowest = self.agents, _levels(self.min_tcb), _levels(self.migration_agent_floor)
+        floor = None if agents_lowest is None else floor_data(agents_lowest)
         any_guest = Expectations(
             min_tcb=lowest,
             # Who may be moved may have come from elsewhere. No agent sends a guest to older firmware, so that where it
@@ -131,7 +143,7 @@ class RelyingParameters:
             any_guest,
             measurement=bytes.fromhex(self.measurement) or None,
             vmpl=self.vmpl,
-            migration_agent=None if agents is None else replace(any_guest, measurement=agents),
+            migration_agent=None if agents is None else replace(any_guest, measurement=agents, host_data=floor),
         )
 
     @property

@@ -22,6 +22,7 @@ from psp.verifier import LINES, Evidence, Rejected, verify
 from psp.verifier.certificate import parse_certificate
 from psp.verifier.reasons import Trail
 from psp.verifier.report import parse_report
+from workloads.parameters import WorkloadParameterError
 from workloads.relying_party import RelyingParameters
 
 
@@ -59,6 +60,20 @@ def test_a_guest_that_was_launched_under_firmware_too_old_is_not_believed_where_
     assert believed(new, party(new)).report.report_id_ma != bytes([0xFF]) * 32
     with pytest.raises(Rejected, match="LAUNCH_TCB_LOW"):
         believed(old, party(new))
+
+
+@pytest.mark.parametrize(
+    ("floor", "more", "expected"),
+    [
+        ("snp=24,microcode=218", {"min_tcb": "microcode=219"}, "no level below that of min_tcb"),
+        ("snp=24", {"min_tcb": "microcode=219"}, "no level below that of min_tcb"),
+        ("snp=24", {"migration_agent": ""}, "none without migration_agent"),
+        ("snp=256", {}, "levels such as"),
+    ],
+)
+def test_a_floor_that_means_nothing_to_a_relying_party_is_refused(floor, more, expected):
+    with pytest.raises(WorkloadParameterError, match=expected):
+        RelyingParameters(**{"migration_agent": "laboratory", "migration_agent_floor": floor} | more)
 
 
 def with_floor(host, **changed):
