@@ -159,8 +159,7 @@ def requests_of(host: Host) -> GuestRequests:
     ],
     ids=[
         "no agent is believed", "another agent is", "its agent takes guests from anywhere", "its report is missing",
-        "its report is none",
-        "its agent is no more", "it moves itself",
+        "its report is none", "its agent is no more", "it moves itself",
     ],
 )  # fmt: skip
 def test_a_tenant_whose_agent_is_not_the_one_expected_gets_no_key(
