@@ -1,4 +1,4 @@
-"""The certificates that a host lays beside its migration agent's greeting: the chip's VCEK, and AMD's ASK and ARK."""
+"""What a host lays beside its migration agent's greeting: the chip's VCEK, AMD's ASK and ARK, and the ARK's list."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _two(greetings: bytes) -> tuple[bytes, bytes] | None:
 
 
 def own_chain(psp: SecurityProcessor, laboratory: int = 0) -> tuple[bytes, ...]:
-    """VCEK, ASK and ARK of a chip, in DER."""
+    """VCEK, ASK and ARK of a chip, and the list of what its ARK has revoked, in DER."""
     chip, tcb = psp.legacy.keys.chip, psp.firmware.reported_tcb
     point = chip.vcek_key(tcb).public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     return _certificates(chip.line.name, laboratory, point, chip.chip_id, tcb)
@@ -56,7 +56,8 @@ def own_chain(psp: SecurityProcessor, laboratory: int = 0) -> tuple[bytes, ...]:
 def _certificates(line: str, laboratory: int, vcek: bytes, chip_id: bytes, tcb: int) -> tuple[bytes, ...]:
     """Of one chip at one TCB version: always the same, and a signature of RSA takes a while."""
     root, point = product_root(line, laboratory), EllipticCurvePublicKey.from_encoded_point(SECP384R1(), vcek)
-    return root.vcek(point, chip_id, tcb), root.certificate(RootName.ASK), root.certificate(RootName.ARK)
+    ask, ark = root.certificate(RootName.ASK), root.certificate(RootName.ARK)
+    return root.vcek(point, chip_id, tcb), ask, ark, root.revocation_list()
 
 
 def agent_roots(line: str, laboratory: int) -> Mapping[str, frozenset[str]]:

@@ -19,17 +19,18 @@ from pydantic import BeforeValidator, Field, Strict, ValidationError, WithJsonSc
 from cluster.errors import UserError
 from cluster.scenario_faults import FaultPlan
 from cluster.scenario_fields import LARGEST_COUNT, Count, Name, PathText, ScenarioPart, refuse
-from cluster.scenario_firmware import FirmwareUpdatePlan, VersionText, version_of
+from cluster.scenario_firmware import FirmwareUpdatePlan, TcbText, VersionText, levels_of, version_of
 from cluster.scenario_kernel import KernelTable
 from cluster.scenario_keys import KeyServiceSettings
 from cluster.scenario_migration import DrainPlan, FabricSettings, MigrationPlan, MigrationSettings
 from cluster.scenario_text import read_toml, write_toml
 from cluster.units import Duration, Size, shown
+from node.agent_messages import floor_data
 from node.asid_pool import ASID_KINDS
 from node.card_slot import MOST_VIRTUAL, CardSlot
 from node.generation import Generation
 from node.identity_cache import IdentityCache
-from node.platform import HostMode, Platform
+from node.platform import NO_FLOOR, HostMode, Platform
 from node.product import PRODUCTS, Product
 from node.program import ProgramSpec, Scalar
 from psp.installed_firmware import TcbOf
@@ -164,6 +165,9 @@ class HostGroup(ScenarioPart):
     """NUMA nodes that each host's socket is cut into; a machine whose memory is on several pays for the way."""
     migration_agent: Annotated[bool, Strict()] = False
     """Each host has a migration agent from its beginning on, with which SEV_SNP and SEV_TIO machines may move."""
+    migration_agent_floor: TcbText | None = None
+    """The lowest TCB of firmware that its agent takes machines from, such as ``snp=24,microcode=219``; its reports show
+    that, and it meets no agent with another. Default: none."""
     firmware: VersionText | None = None
     """Version of the security processor's firmware that each host is switched on with. Default: the product's."""
     derived_keys: Literal["asked", "reported"] = "asked"
@@ -284,11 +288,13 @@ class HostInstance:
     def platform(self) -> Platform:
         """How the host is set up."""
         version = None if self.group.firmware is None else version_of(self.group.firmware)
+        floor = self.group.migration_agent_floor
         return Platform(
             HostMode(self.group.mode), max_snp_asid=self.group.ciphertext_hiding or 0, firmware_api=version,
             cards=self.cards, key_refresh_ns=self.group.key_refresh, derived_keys=RootTcb(self.group.derived_keys),
             reports_signed_for=TcbOf(self.group.reports_signed_for),
             numa_nodes=self.group.numa_nodes, migration_agent=self.group.migration_agent,
+            migration_agent_floor=NO_FLOOR if floor is None else floor_data(levels_of(floor)),
         )  # fmt: skip
 
     @property

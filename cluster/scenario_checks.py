@@ -26,6 +26,7 @@ from cluster.scenario import (
 )
 from cluster.scenario_costs import scenario_costs
 from cluster.scenario_faults import MEANS_NOTHING, FaultPlan
+from cluster.scenario_firmware import levels_of
 from cluster.units import DURATION, SIZE, shown
 from node.agent_transfer import BY_AGENT
 from node.asid_pool import ASID_KINDS
@@ -42,6 +43,7 @@ from node.ovmf import FirmwareImageError
 from node.product import PRODUCTS, Product
 from node.sealed_transfer import SEALED
 from node.svsm_memory import MOST_VCPUS, svsm_guest
+from psp.verifier import LINES
 from tio.device_identity import CardKind
 from workloads.device_work import MOST_DEVICES
 from workloads.library import DEVICE_WORK, WorkloadParameterError, footprint, validate_parameters
@@ -141,7 +143,19 @@ def _check_hosts(scenario: Scenario) -> None:
         _check_hiding(index, group, product)
         if group.firmware is not None:
             _check_level(_place("hosts", index, "firmware", group.name), group.firmware, product)
+        if group.migration_agent_floor is not None:
+            _check_agent_floor(_place("hosts", index, "migration_agent_floor", group.name), group, product)
         _check_cards(index, group)
+
+
+def _check_agent_floor(place: str, group: HostGroup, product: Product) -> None:
+    found = f'"{group.migration_agent_floor}"'
+    if not group.migration_agent:
+        raise _wrong(place, "none without migration_agent", found)
+    line = LINES.get(product.line.name)
+    known = [] if line is None else [name for name, _ in line.layout.components]
+    if not levels_of(group.migration_agent_floor or "").keys() <= set(known):
+        raise _wrong(place, f"levels of {', '.join(known) or 'nothing'}, which {product.name} has", found)
 
 
 def _check_cards(index: int, group: HostGroup) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -10,6 +11,7 @@ from pydantic import BeforeValidator, WithJsonSchema
 from cluster.scenario_fields import Name, ScenarioPart, refuse
 from cluster.units import Duration
 from psp.installed_firmware import Version
+from psp.verifier.tcb_version import COMPONENTS, HIGHEST_LEVEL
 
 _FORM = re.compile(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})", re.ASCII)
 
@@ -22,6 +24,27 @@ def _version(value: object) -> object:
 
 
 VersionText = Annotated[str, BeforeValidator(_version), WithJsonSchema({"type": "string", "pattern": _FORM.pattern})]
+
+
+_LEVELS = re.compile(r"([a-z]+=\d{1,3})(,[a-z]+=\d{1,3})*", re.ASCII)
+
+
+def _tcb(value: object) -> object:
+    found = isinstance(value, str) and _LEVELS.fullmatch(value)
+    levels = [part.split("=") for part in str(value).split(",")] if found else []
+    names = [name for name, _ in levels]
+    known = len(set(names)) == len(names) and set(names) <= set(COMPONENTS)
+    if not found or not known or any(int(level) > HIGHEST_LEVEL for _, level in levels):
+        raise refuse(f'levels like "snp=24,microcode=219" of {", ".join(COMPONENTS)}, each up to {HIGHEST_LEVEL}')
+    return value
+
+
+TcbText = Annotated[str, BeforeValidator(_tcb), WithJsonSchema({"type": "string", "pattern": _LEVELS.pattern})]
+
+
+def levels_of(text: str) -> Mapping[str, int]:
+    """The components of a TCB that a scenario names."""
+    return {name: int(level) for name, _, level in (part.partition("=") for part in text.split(","))}
 
 
 def version_of(text: str) -> Version:

@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgpack
 
 from node.message_place import COUNT_BYTES, SECRETS_COUNTS, SECRETS_VMPCKS, VMPCK_BYTES
 from node.operations import GuestOperation, Read, ReadRandom, Write
 from node.packing import packed
+from node.platform import NO_FLOOR
 from psp.byte_layout import ByteLayout
 from psp.guest_context import DIGEST_BYTES, REPORT_ID_BYTES
 from psp.guest_message import BadMessage, MessageHeader, MessageKey, MessageType
 from psp.report_messages import ReportRequest, ReportResponse
 from psp.status import Status
-from psp.verifier import LINES, Evidence, Expectations, Rejected, Report, verify
+from psp.verifier import COMPONENTS, LINES, Evidence, Expectations, Rejected, Report, verify
 from psp.verifier.product_line import line_of_processor
 
 MARK = b"sevfleet migration agent 1"
 """What an agent's image begins with, so that its measurement is no other's."""
 KEY_BYTES = 32
+"""Of a key of X25519, and of what is derived."""
 MOST_TRIES = 3
 """How often one message is sent."""
-"""Of a key of X25519, and of what is derived."""
 
 
 class AgentRefusal(Exception):
@@ -52,7 +53,7 @@ class Hello:
     public_key: bytes
     report: bytes = field(repr=False)
     certificates: tuple[bytes, ...] = field(default=(), repr=False)
-    """VCEK, ASK and ARK in DER; the hypervisor adds them."""
+    """VCEK, ASK, ARK and the ARK's revocation list in DER; the hypervisor adds them."""
 
     def pack(self) -> bytes:
         """As bytes."""
@@ -119,6 +120,19 @@ class Voucher:
         return hashlib.sha512(MARK + b" vouches" + self.imd + self.peer_id + report_id + key).digest()
 
 
+def floor_data(levels: Mapping[str, int]) -> bytes:
+    """HOST_DATA of an agent with a floor: a byte for each component of a TCB, in the order of COMPONENTS, then zeros.
+
+    Its hypervisor chooses that, but only once and for all of its life, and every report of the agent's says it.
+    """
+    return bytes([levels.get(name, 0) for name in COMPONENTS]).ljust(len(NO_FLOOR), b"\0")
+
+
+def floor_of(host_data: bytes) -> Mapping[str, int]:
+    """The other way; components without a floor are left out."""
+    return {name: level for name, level in zip(COMPONENTS, host_data, strict=False) if level}
+
+
 def tcb_floor(own: Report) -> Mapping[str, int]:
     """What a peer's firmware must not be below: that of one's own report."""
     line = line_of_processor(*own.cpuid[:2]) if own.cpuid else None
@@ -126,10 +140,11 @@ def tcb_floor(own: Report) -> Mapping[str, int]:
 
 
 def believe(hello: Hello, expected: Expectations, now: int, roots: Mapping[str, frozenset[str]]) -> None:
-    """Look at a peer. Raises AgentRefusal."""
+    """Look at a peer, whose issuer must not be on the revocation list that it has to bring. Raises AgentRefusal."""
     leaf, ask, ark = (*hello.certificates, None, None, None)[:3]
     try:
-        verify(Evidence(hello.report, ark, ask, leaf), expected, now, roots)
+        evidence = Evidence(hello.report, ark, ask, leaf, hello.certificates[3:])
+        verify(evidence, replace(expected, crl_demanded=True), now, roots)
     except Rejected as rejected:
         raise AgentRefusal(f"the peer is not believed: {rejected}") from None
 

@@ -34,6 +34,7 @@ from node.migration_refusal import MigrationRefusal
 from node.moved_areas import MovedArea, areas_in, areas_of
 from node.packing import packed
 from node.page_swaps import PageSwaps, counted, held_row
+from node.platform import NO_FLOOR
 from node.sev_features import launch_features
 from node.vm_state import Packet, Run, VmState
 from psp import command_buffers as buffers
@@ -54,10 +55,10 @@ _HYPERVISOR, _FIRMWARE = RmpEntry(), RmpEntry(assigned=True, immutable=True)
 _Call = Generator[Batch, Answers, object]
 
 
-def launch_agent(self: Hypervisor) -> Task:
-    """Launch the host's migration agent. Raises LaunchRefused."""
+def launch_agent(self: Hypervisor, floor: bytes = NO_FLOOR) -> Task:
+    """Launch the host's migration agent; ``floor`` is its HOST_DATA. Raises LaunchRefused."""
     spec = MachineSpec(AGENT, Generation.SEV_SNP, 1, SMALLEST_GUEST_BYTES, AGENT)
-    record = self._vms[AGENT] = LaunchedVm(Generation.SEV_SNP, AGENT_IMAGE)
+    record = self._vms[AGENT] = LaunchedVm(Generation.SEV_SNP, AGENT_IMAGE, host_data=floor)
     yield from self._take_memory(spec, record)
     yield from self.launch_snp(spec, record)
     there, back = self.small_page(record), self.small_page(record)
@@ -76,10 +77,10 @@ def own_report(self: Hypervisor) -> ReceiveTask:
         return b""
 
 
-def restart_agent(self: Hypervisor) -> Task:
+def restart_agent(self: Hypervisor, floor: bytes = NO_FLOOR) -> Task:
     """The host was switched off and on: its agent begins anew, and keeps nothing."""
     yield from self.destroy(AGENT)
-    yield from launch_agent(self)
+    yield from launch_agent(self, floor)
 
 
 def has_agent(self: Hypervisor) -> bool:

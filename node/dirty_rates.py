@@ -80,7 +80,10 @@ class DirtyRates:
         return tuple(pools)
 
     def reads(self, guest: Guest) -> Reads:
-        """What the VM reads at this very moment: a page, or what one of its TLB entries maps, for each TLB miss."""
+        """What the VM reads at this very moment: a page, or what one of its TLB entries maps, for each TLB miss.
+
+        A vCPU that sleeps just now reads nothing: unlike what is written, this is no mean.
+        """
         places = {(vcpu.index, size): at for at, (vcpu, size, _) in enumerate(self._pools)}
         of_pools, beside = [0.0] * len(self._pools), []
         for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):

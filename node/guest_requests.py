@@ -74,7 +74,7 @@ class GuestRequests:
     def __init__(self, room: Callable[[LaunchedVm], int]) -> None:
         self.certificates = b""
         self.agent_report: Callable[[], Generator[Batch, Answers, bytes]] | None = None
-        """Has the host's migration agent prove itself, on a host that has one: guests show its report with theirs."""
+        """Has a host's migration agent prove itself, where there is one: guests that it may move show its report."""
         self._room = room
 
     def ask(self, record: LaunchedVm, asked: GuestRequest, *, extended: bool) -> Asking:
@@ -90,7 +90,7 @@ class GuestRequests:
         if extended and message[MESSAGE_TYPE] == REPORT_REQUEST:
             (fetched,) = yield (op.FetchCertificates(),)
             table = self.certificates or (fetched if isinstance(fetched, bytes) else b"")
-            if self.agent_report is not None:
+            if self.agent_report is not None and record.agent:
                 table = with_agent_report(table, (yield from self.agent_report()))
             needed = yield from self.lay(record, asked, table)
             if needed is not None:

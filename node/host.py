@@ -170,7 +170,7 @@ class Host:
         self.tasks.at_once(self.hypervisor.bring_up())
         self._agent_restarts = False
         if spec.platform.migration_agent:
-            self.tasks.at_once(self.hypervisor.launch_agent())
+            self.tasks.at_once(self.hypervisor.launch_agent(spec.platform.migration_agent_floor))
 
     @property
     def now_ns(self) -> int:
@@ -293,7 +293,8 @@ class Host:
             # One that is being launched keeps nothing yet.
             self._agent_restarts = True
             self.board.leave(AGENT, 0)
-            self.tasks.run(self.hypervisor.restart_agent(), None, self._agent_is_back)
+            again = self.hypervisor.restart_agent(self.spec.platform.migration_agent_floor)
+            self.tasks.run(again, None, self._agent_is_back)
 
     def _agent_is_back(self, _: object) -> None:
         self._agent_restarts = False

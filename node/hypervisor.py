@@ -129,7 +129,9 @@ class Hypervisor:
         """A new record for a VM. Raises LaunchRefused where it is to be shown what the host does not have."""
         model, launched_on = spec.cpu_model, spec.launched_on
         leaves = shown_leaves(self.product, spec.generation, model, launched_on) if model or launched_on else None
-        record = self._vms[spec.name] = LaunchedVm(spec.generation, self._images[spec.firmware], leaves)
+        record = self._vms[spec.name] = LaunchedVm(
+            spec.generation, self._images[spec.firmware], leaves, agent=spec.migration_agent
+        )
         return record
 
     def _look(self, vm: str) -> bool:
@@ -493,7 +495,7 @@ class Hypervisor:
             agent, policy = agent_context(self), SNP_POLICY | SnpPolicy.MIGRATE_MA
             start = replace(start, policy=policy, ma_gctx=agent, flags=buffers.SNP_START_MA)
         if spec.migration_handler:
-            record.handler, record.agent = True, spec.migration_agent
+            record.handler = True
             flags = start.flags | buffers.SNP_START_IMI
             start = replace(start, policy=SNP_POLICY | SnpPolicy.MIGRATE_MA, flags=flags)
         yield from self.must(SnpCommand.LAUNCH_START, command, start.pack())
@@ -510,7 +512,7 @@ class Hypervisor:
         yield from self._update(spec, record, pages)
         if spec.small_monitor:
             yield (op.HostWork("boot.firecracker_snp_ns"),)
-        finish = buffers.SnpLaunchFinish(gctx=gctx).pack()
+        finish = buffers.SnpLaunchFinish(gctx=gctx, host_data=record.host_data).pack()
         done = op.PspCommand(SnpCommand.LAUNCH_FINISH, command, finish, with_rest=not spec.small_monitor)
         expect_success((yield (done,)), done.command)
 

@@ -17,6 +17,7 @@ from node.frame_allocator import FrameAllocator
 from node.generation import Generation
 from node.machine_spec import MachineSpec
 from node.operations import Answer, CpuidResult, HypervisorOperation, PageStateChange
+from node.platform import NO_FLOOR
 from node.port_window import PortWindow
 from node.product import Product
 from node.vm_state import VmState
@@ -89,10 +90,10 @@ class HypervisorPort(Protocol):
     def bring_up(self) -> Task:
         """Initialise the firmware."""
 
-    def launch_agent(self) -> Task:
-        """Launch the host's own migration agent."""
+    def launch_agent(self, floor: bytes = NO_FLOOR) -> Task:
+        """Launch the host's own migration agent, with this HOST_DATA."""
 
-    def restart_agent(self) -> Task:
+    def restart_agent(self, floor: bytes = NO_FLOOR) -> Task:
         """The same after the host was switched off and on."""
 
     def launch(self, spec: MachineSpec) -> LaunchTask:

@@ -97,7 +97,9 @@ class LaunchedVm:
     handler: bool = False
     """Its SVSM has a migration handler."""
     agent: bool = False
-    """It was launched with its host's migration agent, too, which hands its identity over."""
+    """A migration agent may move it: that of the host that it is on."""
+    host_data: bytes = bytes(32)
+    """What LAUNCH_FINISH is given for its reports."""
     handed_over: bool = False
     """Which was told to seal all of it for another, so that no VMRUN may enter it before the handler lets it go on."""
     svsm: FirmwareImage | None = None

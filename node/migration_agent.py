@@ -2,7 +2,9 @@
 
 Two agents, one on each host, show each other an attestation report with a key of X25519 in it. Who shows no report of
 a chip that AMD certified, with this agent's own measurement, under firmware that is not below its own, is given
-nothing. What they exchange then is sealed for that peer and that guest: the hypervisors carry it, and read nothing.
+nothing. A guest may come from older firmware, down to the floor that both agents were launched with: their HOST_DATA,
+which their reports show. What they exchange then is sealed for that peer and that guest: the hypervisors carry it, and
+read nothing.
 
 An agent tells a guest that moves itself while it runs (``node.migration_handler``) whose image it may believe, and
 hands over that guest's identity alone: EXPORT of a guest that runs on, and ABSORB into the image that came up with the
@@ -17,6 +19,7 @@ no text defines, and this is the laboratory's. No product ships such an agent.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -39,6 +42,7 @@ from node.agent_messages import (
     ask_firmware,
     asked_report,
     believe,
+    floor_of,
     fresh_key,
     tcb_floor,
 )
@@ -123,7 +127,10 @@ class MigrationAgent:
         return (yield from asked_report(self.secrets_gpa, data))
 
     def _meet(self, vm: str, peer: bytes, *, low: bool) -> Step:
-        """Look at a peer, which a context may be exchanged with; ``low`` takes older firmware than one's own."""
+        """Look at a peer, which a context may be exchanged with; ``low`` takes older firmware than one's own.
+
+        Its hypervisor says which, and may lie: firmware below the agent's floor is taken in neither case.
+        """
         hello = Hello.parse(peer)
         if self._own is None:
             yield from self._hello()
@@ -131,8 +138,12 @@ class MigrationAgent:
         self._peer_ids.pop(vm, None)
         if self.verifies_peer:
             own = self._own
-            floor = None if low else tcb_floor(own)
-            expected = Expectations(measurement=own.measurement, report_data=hello.bound, min_tcb=floor)
+            # Who has another floor may have taken guests in that this one would not.
+            lowest, present = Counter(floor_of(own.host_data)), Counter({} if low else tcb_floor(own))
+            expected = Expectations(
+                measurement=own.measurement, host_data=own.host_data, report_data=hello.bound,
+                min_tcb=lowest | present, min_launch_tcb=lowest,
+            )  # fmt: skip
             believe(hello, expected, self.now, self.roots)
             self._peer_ids[vm] = parse_report(hello.report, Trail()).report_id
         self._peers[vm] = hello.public_key

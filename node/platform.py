@@ -86,6 +86,10 @@ class Protection(StrEnum):
     """
 
 
+NO_FLOOR = bytes(32)
+"""HOST_DATA of a migration agent that takes guests from firmware of any age."""
+
+
 @dataclass(frozen=True, slots=True)
 class Platform:
     """Settings of one host."""
@@ -111,6 +115,8 @@ class Platform:
     """Firmware of the security processor that starts SNP only on a locked data fabric (AMD-SB-3034)."""
     migration_agent: bool = False
     """The host has a migration agent, with which SEV-SNP guests may be launched, from its beginning on."""
+    migration_agent_floor: bytes = NO_FLOOR
+    """HOST_DATA of that agent, which says how old firmware may be that it takes guests from: see ``floor_data``."""
     iommu_supports_snp: bool = True
     """SNPSup of the IOMMU on a product with SNP; False for a board whose firmware leaves it out."""
     iommu_write_safe: bool = False

@@ -24,6 +24,7 @@ from node.hypervisor_server import ANSWERS, BATCH, FIGURES, LOAD, TASKS, Hypervi
 from node.machine_spec import MachineSpec
 from node.operation_codec import packed, unpacked
 from node.operations import PageStateChange
+from node.platform import NO_FLOOR
 from node.port_window import PortWindow
 from node.product import Product
 from node.vm_state import VmState
@@ -95,13 +96,13 @@ class RemoteHypervisor:
         """Commit what runs; the status."""
         return self._task("commit_firmware")
 
-    def launch_agent(self) -> Task:
-        """Launch the host's own migration agent."""
-        return self._task("launch_agent")
+    def launch_agent(self, floor: bytes = NO_FLOOR) -> Task:
+        """Launch the host's own migration agent, with this HOST_DATA."""
+        return self._task("launch_agent", floor)
 
-    def restart_agent(self) -> Task:
+    def restart_agent(self, floor: bytes = NO_FLOOR) -> Task:
         """The same after the host was switched off and on."""
-        return self._task("restart_agent")
+        return self._task("restart_agent", floor)
 
     def ask_devices(self, vm: str, wanted: bool) -> Task:
         """Say to a guest that its devices are wanted, or that they are not any more."""

@@ -52,16 +52,20 @@ def table_of(contents: Mapping[UUID, bytes]) -> bytes:
 
 
 def with_agent_report(table: bytes, report: bytes) -> bytes:
-    """A table with a migration agent's report in it, if there is one; what is no table, or an empty one, as it was."""
+    """A table with a migration agent's report beside all that was in it, strangers' entries too.
+
+    What is no table, or names no certificate, stays as it was, and so does all of it without a report.
+    """
     if not report:
         return table
     try:
-        certificates = parsed(table)
+        named = {UUID(bytes=guid): "an entry" for guid, _, _ in _entries(table)}
+        contents = contents_of(table, named)
     except CertificateTableError:
         return table
-    if not certificates:
+    if not any(kind.value in contents for kind in CertificateKind):
         return table
-    return table_of({kind.value: content for kind, content in certificates.items()} | {AGENT_REPORT: report})
+    return table_of(contents | {AGENT_REPORT: report})
 
 
 def agent_report_of(table: bytes) -> bytes | None:
@@ -83,18 +87,24 @@ def contents_of(table: bytes, wanted: Mapping[UUID, str]) -> dict[UUID, bytes]:
     """
     found: dict[UUID, tuple[int, int]] = {}
     kinds = {guid.bytes: guid for guid in wanted}
-    for at in range(0, len(table) - ENTRY_BYTES + 1, ENTRY_BYTES):
-        guid, offset, length = _ENTRY.unpack_from(table, at)
-        if table[at : at + ENTRY_BYTES] == _END:
-            end = at + ENTRY_BYTES
-            break
+    entries = _entries(table)
+    end = ENTRY_BYTES * (len(entries) + 1)
+    for guid, offset, length in entries:
         if guid in kinds:
             if kinds[guid] in found:
                 raise CertificateTableError(f"certificate table: {wanted[kinds[guid]]} named twice")
             found[kinds[guid]] = offset, length
-    else:
-        raise CertificateTableError("certificate table: expected an entry of zeros at its end")
     for kind, (offset, length) in found.items():
         if offset < end or offset + length > len(table):
             raise CertificateTableError(f"certificate table: {wanted[kind]} lies outside")
     return {kind: table[offset : offset + length] for kind, (offset, length) in found.items()}
+
+
+def _entries(table: bytes) -> list[tuple[bytes, int, int]]:
+    """GUIDs, offsets and lengths, up to the end. Raises CertificateTableError where there is none."""
+    entries: list[tuple[bytes, int, int]] = []
+    for at in range(0, len(table) - ENTRY_BYTES + 1, ENTRY_BYTES):
+        if table[at : at + ENTRY_BYTES] == _END:
+            return entries
+        entries.append(_ENTRY.unpack_from(table, at))
+    raise CertificateTableError("certificate table: expected an entry of zeros at its end")

@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 
 from node import guest_nic
 from node.agent_digest import agent_digest
+from node.agent_messages import floor_data
 from node.guest_nic import GuestNic
 from node.laboratory_roots import LABORATORY_ROOTS
 from node.operations import Answer, Await, Compute, GuestOperation, GuestWork, Read, Write
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from node.swiotlb import BounceArea
 from psp.certificate_table import CertificateKind, CertificateTableError, agent_report_of, parsed
-from psp.verifier import COMPONENTS, NONCE_BYTES, Evidence, Expectations, Rejected
+from psp.verifier import COMPONENTS, NONCE_BYTES, Evidence, Expectations, Rejected, reports_judged
 from workloads.block_outcome import FAULTED, faulted, with_devices
 from workloads.keyed_content import KeyedContent
 from workloads.parameters import (
@@ -71,7 +72,7 @@ class RelyingParameters:
     measurement: str = text("", 96)
     """The launch digest of its guests, in hexadecimal: what ``sevfleet measure`` prints."""
     min_tcb: str = text("", 128)
-    """The lowest TCB, as ``bootloader=3,snp=8,microcode=115``."""
+    """The lowest TCB, as ``bootloader=3,snp=8,microcode=115``; with ``migration_agent`` that of the launch as well."""
     pinned_tcb: str = text("", 128)
     """Levels that must be those reported, written the same way: no other firmware is taken, newer or older."""
     vmpl: int = whole(0, 0, 3)
@@ -79,7 +80,12 @@ class RelyingParameters:
     migration_agent: str = text("", 96)
     """Whose guests it believes though they may be moved: the launch digest of migration agents, in hexadecimal, or
     ``laboratory`` for those that hosts here have. An agent proves itself with a report of its own, by the same chip,
-    under firmware that is good enough for its guests. Empty: a guest that may be moved is refused."""
+    and what is demanded of the guest's firmware, at its launch too, is demanded of the agent's. That is enough where
+    all firmware that a guest has been under is honest. Empty: a guest that may be moved is refused."""
+    migration_agent_floor: str = text("", 128)
+    """The floor that those agents must have for the firmware that guests come from, as their hosts say it, written as
+    ``min_tcb`` and not below that. Empty: agents with any floor, and with none, are believed, which take guests in that
+    forged firmware made up under a TCB below ``min_tcb``, and what those say of their launch is made up as well."""
     crl_demanded: int = whole(1, 0, 1)
     """1: certificates come with the list of those revoked, which a host could keep to itself otherwise."""
     roots: str = text("", 512)
@@ -95,10 +101,15 @@ class RelyingParameters:
             raise WorkloadParameterError("measurement", "96 hexadecimal digits")
         if self.migration_agent not in {"", LABORATORY} and not _is_hex(self.migration_agent, 48):
             raise WorkloadParameterError("migration_agent", f"{LABORATORY}, or 96 hexadecimal digits")
-        for name in ("min_tcb", "pinned_tcb"):
+        for name in ("min_tcb", "pinned_tcb", "migration_agent_floor"):
             levels = _levels(getattr(self, name)) or {}
             if not all(component in COMPONENTS and level < 256 for component, level in levels.items()):
                 raise WorkloadParameterError(name, f"levels such as snp=8 of {', '.join(COMPONENTS)}")
+        floor = _levels(self.migration_agent_floor)
+        if floor is not None and not self.migration_agent:
+            raise WorkloadParameterError("migration_agent_floor", "none without migration_agent")
+        if floor is not None and any(floor.get(name, 0) < low for name, low in (_levels(self.min_tcb) or {}).items()):
+            raise WorkloadParameterError("migration_agent_floor", "no level below that of min_tcb")
         if not all(_is_hex(digest, 32) for digests in self.trusted.values() for digest in digests):
             raise WorkloadParameterError("roots", "product lines and 64 hexadecimal digits, such as Milan=00...")
 
@@ -114,6 +125,26 @@ class RelyingParameters:
         if not self.migration_agent:
             return None
         return agent_digest() if self.migration_agent == LABORATORY else bytes.fromhex(self.migration_agent)
+
+    @property
+    def expected(self) -> Expectations:
+        """What it expects of every guest."""
+        agents, lowest, agents_lowest = self.agents, _levels(self.min_tcb), _levels(self.migration_agent_floor)
+        floor = None if agents_lowest is None else floor_data(agents_lowest)
+        any_guest = Expectations(
+            min_tcb=lowest,
+            # Who may be moved may have come from elsewhere. No agent sends a guest to older firmware, so that where it
+            # was launched is the oldest that it has seen.
+            min_launch_tcb=None if agents is None else lowest,
+            pinned_tcb=_levels(self.pinned_tcb),
+            crl_demanded=bool(self.crl_demanded),
+        )
+        return replace(
+            any_guest,
+            measurement=bytes.fromhex(self.measurement) or None,
+            vmpl=self.vmpl,
+            migration_agent=None if agents is None else replace(any_guest, measurement=agents, host_data=floor),
+        )
 
     @property
     def private_bytes(self) -> int:
@@ -277,7 +308,7 @@ class RelyingParty:
     ) -> Generator[tuple[GuestOperation, ...], tuple[Answer, ...], _Record]:
         evidence = yield from self._load(self._evidence_gpa(place), record.total)
         shown = _evidence(evidence)
-        reports = 1 if shown.agent_report is None or not self.parameters.migration_agent else 2
+        reports = reports_judged(shown, self.parameters.expected)
         yield GuestWork("attest.verify_chain_ns"), *[GuestWork("attest.verify_report_ns")] * reports
         registers.rcx += 1
         try:
@@ -294,20 +325,7 @@ class RelyingParty:
         return record
 
     def _release(self, mac: bytes) -> Release:
-        parameters = self.parameters
-        any_guest = Expectations(
-            min_tcb=_levels(parameters.min_tcb),
-            pinned_tcb=_levels(parameters.pinned_tcb),
-            crl_demanded=bool(parameters.crl_demanded),
-        )
-        agents = parameters.agents
-        expected = replace(
-            any_guest,
-            measurement=bytes.fromhex(parameters.measurement) or None,
-            vmpl=parameters.vmpl,
-            migration_agent=None if agents is None else replace(any_guest, measurement=agents),
-        )
-        return Release(disk_key(self.content, mac), expected, parameters.trusted)
+        return Release(disk_key(self.content, mac), self.parameters.expected, self.parameters.trusted)
 
     def _nonce(self, place: int, record: _Record) -> bytes:
         return self.content.octets(b"nonce", place, record.nonces, NONCE_BYTES)

@@ -16,7 +16,7 @@ from psp.verifier.reasons import Reason, Rejected, Stage, printable
 from psp.verifier.report import Report
 from psp.verifier.report_data import bound_report_data
 from psp.verifier.tcb_version import COMPONENTS, spelled
-from psp.verifier.verify import Evidence, Verdict, root_of, verify
+from psp.verifier.verify import Evidence, Verdict, reports_judged, root_of, verify
 
 __all__ = [
     "AMD_ROOTS",
@@ -35,6 +35,7 @@ __all__ = [
     "bound_report_data",
     "der_blocks",
     "printable",
+    "reports_judged",
     "root_of",
     "spelled",
     "verify",

@@ -45,7 +45,8 @@ class Expectations:
     """Report ids of migration agents, 32 bytes each: a guest that may be moved must have one of them."""
     migration_agent: Expectations | None = None
     """What the migration agent of a guest that may be moved must prove itself, its measurement at least: the report
-    beside the guest's, by the same chip, and the guest's names its id. Without, no such report is looked at."""
+    beside the guest's, whose id the guest's names. One key signed both: of the same chip if that is a VCEK; a VLEK is
+    that of all of its provider's chips, and then neither report tells one. Without, no such report is looked at."""
     policy: int | None = None
     policy_set: int = 0
     policy_clear: int = 0

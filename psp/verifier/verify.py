@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from psp.verifier import report as abi
@@ -34,7 +34,7 @@ class Evidence:
     passed_over: tuple[str, ...] = ()
     """What lay beside these and is judged by nobody, a line each."""
     agent_report: bytes | None = field(default=None, repr=False)
-    """Its migration agent's own, by the same chip."""
+    """Its migration agent's own, signed with the same key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +62,53 @@ def verify(
     report = parse_report(evidence.report, trail)
     chain = _parse_chain(evidence, trail)
     key = check_chain(chain, roots, now, trail, crl_demanded=expected.crl_demanded)
-    stages.check_binding(report, key, expected, trail)
-    stages.check_signature(report, key, trail)
-    stages.check_policy(report, expected, _agent_of(report, evidence, expected, now, roots), trail)
-    stages.check_tcb(report, key, expected, trail)
-    stages.check_freshness(report, expected, now, trail)
-    stages.check_id_keys(report, expected, trail)
+    _check_report(report, key, expected, now, trail, lambda: _agent_of(report, key, evidence, expected, now))
     return Verdict(report, key, tuple(trail.passed), tuple(trail.left_out))
 
 
+def reports_judged(evidence: Evidence, expected: Expectations) -> int:
+    """How many reports ``verify`` looks at if the first is good, under one chain: a guest's, and maybe its agent's."""
+    try:
+        report = parse_report(evidence.report, Trail())
+    except Rejected:
+        return 1
+    return 2 if evidence.agent_report is not None and _has_agent(report, expected) else 1
+
+
+def _check_report(
+    report: Report, key: TrustedKey, expected: Expectations, now: int, trail: Trail,
+    agent: Callable[[], stages.Agent] = stages.Agent,
+) -> None:  # fmt: skip
+    """The stages after the chain. ``agent`` is asked only about a report that the key signed."""
+    stages.check_binding(report, key, expected, trail)
+    stages.check_signature(report, key, trail)
+    stages.check_policy(report, expected, agent(), trail)
+    stages.check_tcb(report, key, expected, trail)
+    stages.check_freshness(report, expected, now, trail)
+    stages.check_id_keys(report, expected, trail)
+
+
+def _has_agent(report: Report, expected: Expectations) -> bool:
+    return expected.migration_agent is not None and bool(report.policy & abi.POLICY_MIGRATE_MA)
+
+
 def _agent_of(
-    report: Report, evidence: Evidence, expected: Expectations, now: int, roots: Mapping[str, frozenset[str]]
-) -> stages.Agent:
-    """The migration agent of a guest that may be moved, where one is to prove itself."""
-    if expected.migration_agent is None or not report.policy & abi.POLICY_MIGRATE_MA:
+    report: Report, key: TrustedKey, evidence: Evidence, expected: Expectations, now: int
+) -> stages.Agent:  # fmt: skip
+    """The migration agent of a guest that may be moved, where one is to prove itself: by the key that is believed."""
+    if not _has_agent(report, expected):
         return stages.Agent()
     if evidence.agent_report is None:
         return stages.Agent(asked_for=True, why_not="none")
+    assert expected.migration_agent is not None
+    trail = Trail()
     try:
-        shown = replace(evidence, report=evidence.agent_report, agent_report=None)
-        believed = verify(shown, expected.migration_agent, now, roots)
+        shown = parse_report(evidence.agent_report, trail)
+        trail.demand(Reason.CRL_MISSING, evidence.crls or not expected.migration_agent.crl_demanded)
+        _check_report(shown, key, expected.migration_agent, now, trail)
     except Rejected as rejected:
         return stages.Agent(asked_for=True, why_not=f"one with {rejected.reason.name}")
-    return stages.Agent(asked_for=True, report_id=believed.report.report_id)
+    return stages.Agent(asked_for=True, report_id=shown.report_id)
 
 
 def root_of(ark: bytes) -> Mapping[str, frozenset[str]]:

@@ -31,6 +31,7 @@ OWN = {"name": "own", "product": "Naples", "memory": "4 GiB"}
 CLOUD = {"name": "cloud", "product": "Milan", "count": 2, "memory": "4 GiB", "migration_agent": True}
 OFTEN = {"instructions_per_batch": 500_000_000}
 AT_VMPL_0 = {"migration_agent": "laboratory"}
+FLOOR = {"migration_agent_floor": "bootloader=4,snp=24,microcode=219"}
 ABOVE_SVSM = AT_VMPL_0 | {"vmpl": 2}
 NOW = 1_767_225_600 + 86_400
 _MOVES = {
@@ -107,7 +108,7 @@ def test_a_tenant_that_has_moved_is_believed_again_because_of_the_agent_it_is_wi
     here, there = hosts["cloud-1"], hosts["cloud-2"]
     report = report_of(there, vmpl)
     shown = {host: host.tasks.at_once(own_report(host.hypervisor)) for host in (here, there)}
-    vcek, ask, ark = own_chain(there.board.psp)
+    vcek, ask, ark, _ = own_chain(there.board.psp)
     expected = Expectations(
         measurement=bytes.fromhex(vm_row(rows)["launch_digest"]), vmpl=vmpl,
         migration_agent=Expectations(measurement=agent_digest()),
@@ -147,17 +148,18 @@ def requests_of(host: Host) -> GuestRequests:
     [
         ({"migration_agent": True}, {}, as_it_is, b"POLICY_MIGRATION"),
         ({"migration_agent": True}, {"migration_agent": "00" * 48}, as_it_is, b"MIGRATION_AGENT_UNPROVED"),
+        ({"migration_agent": True}, AT_VMPL_0 | FLOOR, as_it_is, b"MIGRATION_AGENT_UNPROVED"),
         ({"migration_agent": True}, AT_VMPL_0, own_report_kept_back, b"MIGRATION_AGENT_UNPROVED"),
         ({"migration_agent": True}, AT_VMPL_0, report_of_nothing, b"MIGRATION_AGENT_UNPROVED"),
         ({"migration_agent": True}, AT_VMPL_0, Host.restart_agent, b"MIGRATION_AGENT_UNLISTED"),
         (
             {"migration_handler": True, "svsm": True, "firmware": "auto"}, ABOVE_SVSM, as_it_is,
-            b"MIGRATION_AGENT_UNLISTED",
+            b"MIGRATION_AGENT_UNPROVED",
         ),
     ],
     ids=[
-        "no agent is believed", "another agent is", "its report is missing", "its report is none",
-        "its agent is no more", "it moves itself",
+        "no agent is believed", "another agent is", "its agent takes guests from anywhere", "its report is missing",
+        "its report is none", "its agent is no more", "it moves itself",
     ],
 )  # fmt: skip
 def test_a_tenant_whose_agent_is_not_the_one_expected_gets_no_key(
@@ -183,6 +185,13 @@ def test_a_tenant_whose_agent_is_not_the_one_expected_gets_no_key(
     assert vm_row(rows, "party")["units_of_work"] == 0
     assert (vm_row(rows)["units_of_work"], vm_row(rows)["reason"]) == (0, "shutdown code 6")
     assert [row["outcome"] for row in rows["migrations"]] == ["refused"]
+
+
+def test_a_tenant_whose_agents_have_the_floor_that_is_expected_is_believed_and_moves() -> None:
+    party = AT_VMPL_0 | FLOOR | {"min_tcb": "snp=24"}
+    rows, _ = played(fleet({"migration_agent": True}, party, hosts=[OWN, CLOUD | FLOOR]))
+    assert [row["outcome"] for row in rows["migrations"]] == ["completed"]
+    assert vm_row(rows)["units_of_work"] > 0
 
 
 def test_a_tenant_that_nobody_may_move_is_believed_as_before() -> None:

@@ -21,6 +21,7 @@ CHANGED = Platform(
     firmware_api=(1, 37, 22),
     firmware_tcb=0xDB18_0000_0000_0004,
     report_version=5,
+    migration_agent_floor=bytes(range(32)),
     derived_keys=RootTcb.REPORTED,
     reports_signed_for=TcbOf.CURRENT,
     tlb_entries=8,

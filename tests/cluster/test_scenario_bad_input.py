@@ -235,6 +235,21 @@ BAD = {
     "pinned to no host": (GOOD + 'host = "rome"\n', 'vms[0].host of "db"', 'a host (milan), got "rome"'),
     "running but late": (GOOD + 'start = "running"\narrival = "1 s"\n', 'vms[0].start of "db"', "that arrive later"),
     "unknown start": (GOOD + 'start = "now"\n', 'vms[0].start of "db"', "expected 'launch' or 'running', got \"now\""),
+    **{
+        f"migration_agent_floor: {floor}": (
+            HEAD + HOST + f'{agent}migration_agent_floor = "{floor}"\n' + VM,
+            'hosts[0].migration_agent_floor of "milan"', expected,
+        )
+        for floor, agent, expected in (
+            ("snp=256", "migration_agent = true\n", "expected levels like"),
+            ("snp=1,snp=2", "migration_agent = true\n", "expected levels like"),
+            ("skill=1", "migration_agent = true\n", "expected levels like"),
+            ("snp", "migration_agent = true\n", "expected levels like"),
+            ("", "migration_agent = true\n", "expected levels like"),
+            ("fmc=1", "migration_agent = true\n", "expected levels of bootloader, tee, snp, microcode, which Mi"),
+            ("snp=24", "", "expected none without migration_agent"),
+        )
+    },
     "no such firmware": (GOOD + 'firmware = "x.fd"\n', 'vms[0].firmware of "db"', 'expected "auto" or an image file'),
     "no such disk": (GOOD + 'disk = "x.img"\n', 'vms[0].disk of "db"', """expected "memory" or a file, got no file"""),
     "part of a block for a disk": (GOOD + 'disk = "bad.toml"\n', 'vms[0].disk of "db"', "whole blocks of 4096 bytes"),

@@ -8,6 +8,7 @@ from node import operations as op
 from node.ghcb_page import BadInput, GhcbReply, build_exit, parse_reply
 from node.guest_requests import MESSAGE_TYPE, REPORT_REQUEST
 from node.nae_event import EVENTS, NaeEvent
+from psp.certificate_table import CertificateKind, agent_report_of, packed
 from psp.command_buffers import SnpGuestRequest
 from psp.commands import SnpCommand
 from psp.status import Status
@@ -119,6 +120,26 @@ def test_certificates_need_room(guest, length, needed):
     assert guest.extended(needed) == (0, needed)
     assert guest.do(op.Read(guest.data, length, private=False)) == guest.server.certificates
     assert guest.answered() == ANSWER
+
+
+@pytest.mark.parametrize("movable", [False, True])
+def test_the_agent_is_asked_for_guests_alone_that_it_may_move(guest, movable):
+    guest.tap()
+    guest.server.certificates = packed({CertificateKind.VCEK: b"vcek"})
+    asked = []
+
+    def proves_itself():
+        asked.append("report")
+        yield ()
+        return b"the agent's"
+
+    guest.server.agent_report = proves_itself
+    assert not guest.record.agent
+    guest.record.agent = movable
+    assert guest.extended(1) == (0, 1)
+    assert asked == ["report"] * movable
+    shown = agent_report_of(guest.do(op.Read(guest.data, PAGE, private=False)))
+    assert shown == (b"the agent's" if movable else None)
 
 
 def test_without_certificates_the_table_is_empty(guest):

@@ -1,10 +1,21 @@
 """The table of certificates of an extended guest request, as strangers' readers expect it."""
 
+from uuid import UUID
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psp.certificate_table import CertificateKind, CertificateTableError, packed, parsed
+from psp.certificate_table import (
+    CertificateKind,
+    CertificateTableError,
+    agent_report_of,
+    contents_of,
+    packed,
+    parsed,
+    table_of,
+    with_agent_report,
+)
 
 VCEK_GUID = bytes.fromhex("63da758de6644564adc5f4b93be8accd")
 
@@ -55,6 +66,23 @@ BAD = {
 def test_a_hostile_host_s_table_is_refused(said):
     with pytest.raises(CertificateTableError, match=said):
         parsed(BAD[said])
+
+
+def test_an_agent_s_report_comes_beside_all_that_a_host_s_owner_laid_there():
+    stranger = UUID("ecae0c0f-9502-43b1-afa2-0ae2e0d565b6")
+    laid = {CertificateKind.VCEK.value: b"vcek", stranger: b"a stranger's"}
+    table = with_agent_report(table_of(laid), b"report")
+    assert agent_report_of(table) == b"report"
+    assert contents_of(table, dict.fromkeys(laid, "")) == laid
+    assert agent_report_of(with_agent_report(table, b"another")) == b"another"
+
+
+@pytest.mark.parametrize(
+    "table", [b"", b"x" * 100, bytes(4096), table_of({UUID(int=5): b"a stranger's"}), *BAD.values()]
+)
+def test_a_report_is_laid_into_nothing_but_a_table_of_certificates(table):
+    assert with_agent_report(table, b"report") == table
+    assert with_agent_report(packed({CertificateKind.VCEK: b"vcek"}), b"") == packed({CertificateKind.VCEK: b"vcek"})
 
 
 def test_entries_of_strangers_are_skipped():

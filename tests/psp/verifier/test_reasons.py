@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 
 import forger
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from forger import ARK, ASK, NOW, OURS, TCB, VCEK, evidence, name
 
-from psp.verifier import AMD_ROOTS, Expectations, Reason, Rejected, Stage, bound_report_data, verify
+from psp.verifier import AMD_ROOTS, Expectations, Reason, Rejected, Stage, bound_report_data, reports_judged, verify
+from psp.verifier.chain import check_chain
 
 CAREFUL = Expectations()
 LEVELS = {"bootloader": 3, "tee": 0, "snp": 8, "microcode": 115}
@@ -385,6 +387,53 @@ def test_a_guest_that_may_be_moved_is_as_good_as_the_agent_that_its_report_names
     assert Reason.MIGRATION_AGENT_UNPROVED in nobody_moves.left_out
     with pytest.raises(ValueError, match="migration_agent: expected a measurement"):
         Expectations(migration_agent=Expectations())
+
+
+def test_an_agent_s_report_is_looked_at_for_a_guest_alone_that_it_may_move():
+    shown = agent_report()
+    assert reports_judged(moved(shown), PROVED) == 2
+    for what, expected in (
+        (moved(shown), CAREFUL), (moved(None), PROVED), (replace(evidence(), agent_report=shown), PROVED),
+        (replace(moved(shown), report=b""), PROVED),
+    ):  # fmt: skip
+        assert reports_judged(what, expected) == 1
+    # What is wrong with it is nobody's affair then.
+    assert judge(replace(evidence(), agent_report=b"none"), PROVED).passed
+
+
+def test_a_guest_and_its_agent_have_one_chain_which_is_checked_once(monkeypatch):
+    checked = []
+
+    def counted(*args, **kwargs):
+        checked.append(args)
+        return check_chain(*args, **kwargs)
+
+    monkeypatch.setattr(import_module("psp.verifier.verify"), "check_chain", counted)
+    assert judge(moved(agent_report()), PROVED).passed
+    assert len(checked) == 1
+
+
+def test_an_agent_may_demand_a_revocation_list_where_its_guest_does_not():
+    agent = replace(PROVED.migration_agent, crl_demanded=True)
+    with pytest.raises(Rejected, match="MIGRATION_AGENT_UNPROVED") as rejected:
+        judge(moved(agent_report()), Expectations(migration_agent=agent))
+    assert "CRL_MISSING" in str(rejected.value)
+    shown = replace(moved(agent_report()), crls=evidence(crl=forger.crl()).crls)
+    assert judge(shown, Expectations(migration_agent=agent)).passed
+
+
+def test_under_a_vlek_agent_and_guest_have_their_provider_s_key_and_neither_tells_its_chip():
+    provider = Expectations(vlek_allowed=True, migration_agent=replace(PROVED.migration_agent, vlek_allowed=True))
+    of_vlek = {"key_info": 1 << 2, "chip_id": bytes(64)}
+    assert judge(moved(agent_report(**of_vlek), **VLEK_CHAIN), provider).passed
+    for shown, said in (
+        (agent_report(**of_vlek | {"chip_id": forger.CHIP_ID}), "CHIP_ID_MISMATCH"),
+        (agent_report(), "SIGNING_KEY"),
+        (agent_report(**of_vlek, key=STRANGER), "REPORT_SIGNATURE"),
+    ):
+        with pytest.raises(Rejected, match="MIGRATION_AGENT_UNPROVED") as rejected:
+            judge(moved(shown, **VLEK_CHAIN), provider)
+        assert said in str(rejected.value)
 
 
 def test_time_is_inclusive():
