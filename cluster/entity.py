@@ -68,6 +68,9 @@ class Entity(Protocol):
 
         Its next event then, how many were done, none or one, and what was said. Letters of one nanosecond are one
         event, and come in their order.
+
+        Of an event that nobody has heard of yet it says no earlier time than the message's: a host that rested has
+        more to do by then, but that is for nobody to see.
         """
 
     def next_event_ns(self) -> int:

@@ -43,25 +43,19 @@ class _Link:
         """Of these."""
 
 
-class _Path:
-    """The links from one host to another, and what flows that are over have sent from the one to the other."""
-
-    __slots__ = ("links", "sent_bytes")
-
-    def __init__(self, links: tuple[_Link, ...]) -> None:
-        self.links = links
-        self.sent_bytes = 0.0
+_Path = tuple[_Link, ...]
+"""The links from one host to another."""
 
 
 class _Flow:
-    __slots__ = ("cap", "end_ns", "name", "number", "path", "rate", "remaining", "size", "updated_ns")
+    __slots__ = ("cap", "end_ns", "links", "name", "number", "rate", "remaining", "size", "updated_ns")
 
     def __init__(
-        self, name: Name, number: int, path: _Path, size: float, cap: float, rate: float, now_ns: int, end_ns: int
+        self, name: Name, number: int, links: _Path, size: float, cap: float, rate: float, now_ns: int, end_ns: int
     ) -> None:
         self.name = name
         self.number = number
-        self.path = path
+        self.links = links
         self.size = self.remaining = size
         self.cap = cap
         self.rate = rate
@@ -84,7 +78,7 @@ class Fabric:
         self._paths: dict[tuple[str, str], _Path] = {}
         """Of pairs of hosts that somebody has sent between."""
         self._flows: dict[Name, _Flow] = {}
-        nobody = _Flow("", 0, _Path(()), 0.0, 0.0, 0.0, 0, NEVER)
+        nobody = _Flow("", 0, (), 0.0, 0.0, 0.0, 0, NEVER)
         self._ends: list[tuple[int, int, _Flow]] = [(NEVER, 0, nobody)]
         """(time, flow's number, flow): when each ends, if it still does; nobody's is always there, to be the first."""
         self._changed: dict[_Link, None] = {}
@@ -97,14 +91,10 @@ class Fabric:
     def __len__(self) -> int:
         return len(self._flows)
 
-    @property
-    def used_bytes(self) -> list[float]:
-        """Bytes that every link has carried for flows that are over."""
-        return [sum([one.sent_bytes for one in self._paths.values() if link in one.links]) for link in self._links]
-
     def _path(self, source: str, destination: str) -> _Path:
-        links = tuple(map(self._links.__getitem__, self._topology.path(source, destination)))
-        path = self._paths[source, destination] = _Path(links)
+        path = self._paths[source, destination] = tuple(
+            map(self._links.__getitem__, self._topology.path(source, destination))
+        )
         return path
 
     def start(
@@ -115,15 +105,15 @@ class Fabric:
         self._started = number = self._started + 1
         rate = cap = cap_bytes_per_s or _NO_CAP
         alone = True
-        for link in path.links:
+        for link in path:
             if link.occupant is not None:
-                alone, rate = False, self._left_for(cap, path, now_ns)
+                alone, rate = False, self._make_room(cap, path, now_ns)
                 break
             if link.capacity < rate:
                 rate = link.capacity
         end_ns = _end_ns(size_bytes, rate, now_ns)
         flow = self._flows[name] = _Flow(name, number, path, size_bytes, cap, rate, now_ns, end_ns)
-        for link in path.links:
+        for link in path:
             link.occupant = flow
         if not alone:
             self._join(flow)
@@ -132,15 +122,15 @@ class Fabric:
             if end_ns < self.next_event_ns:
                 self.next_event_ns = end_ns
 
-    def _left_for(self, cap: float, path: _Path, now_ns: int) -> float:
-        """The rate that others leave a flow until the next grid point."""
-        self._mark(path.links, now_ns)
+    def _make_room(self, cap: float, path: _Path, now_ns: int) -> float:
+        """Others share their links with a flow from the next grid point on: the rate that they leave it until then."""
+        self._mark(path, now_ns)
         self.next_event_ns = min(self.next_event_ns, self._grid_point_ns)
-        return max(0.0, min(cap, *[link.capacity - link.used_rate for link in path.links]))
+        return max(0.0, min(cap, *[link.capacity - link.used_rate for link in path]))
 
     def _join(self, flow: _Flow) -> None:
         """Put a flow beside others."""
-        for link in flow.path.links:
+        for link in flow.links:
             link.flows[flow.name] = flow
             link.used_rate += flow.rate
 
@@ -189,11 +179,9 @@ class Fabric:
         self.next_event_ns = first[0] if first[0] < next_ns else next_ns
 
     def _take_out(self, flow: _Flow, now_ns: int) -> None:
-        path = flow.path
         del self._flows[flow.name]
         flow.end_ns = -1
-        path.sent_bytes += flow.size - flow.remaining
-        for link in path.links:
+        for link in flow.links:
             if link.flows:
                 self._leave(flow, now_ns)
                 break
@@ -201,7 +189,7 @@ class Fabric:
 
     def _leave(self, flow: _Flow, now_ns: int) -> None:
         """Take a flow out from among others."""
-        links = flow.path.links
+        links = flow.links
         for link in links:
             del link.flows[flow.name]
             link.occupant = next(iter(link.flows.values()), None)
@@ -216,7 +204,7 @@ class Fabric:
             self._changed[link] = None
             alone = link.occupant
             if alone is not None and not link.flows:
-                for one in alone.path.links:
+                for one in alone.links:
                     one.flows[alone.name] = alone
                     one.used_rate = alone.rate
         self._grid_point_ns = min(self._grid_point_ns, -(-now_ns // self._grid_ns) * self._grid_ns)
@@ -234,7 +222,7 @@ class Fabric:
         rates = self._max_min(flows)
         for name, flow in flows.items():
             if rates[name] != flow.rate:
-                for link in flow.path.links:
+                for link in flow.links:
                     link.used_rate += rates[name] - flow.rate
                 flow.rate = rates[name]
                 flow.end_ns = _end_ns(flow.remaining, flow.rate, now_ns)
@@ -250,7 +238,7 @@ class Fabric:
             for name, flow in todo.pop().flows.items():
                 if name not in found:
                     found[name] = flow
-                    for link in flow.path.links:
+                    for link in flow.links:
                         if link not in seen:
                             seen[link] = None
                             todo.append(link)
@@ -261,7 +249,7 @@ class Fabric:
         rates: dict[Name, float] = {}
         members: dict[_Link, int] = {}
         for flow in flows.values():
-            for link in flow.path.links:
+            for link in flow.links:
                 members[link] = members.get(link, 0) + 1
         left = {link: link.capacity for link in members}
         rest = dict(flows)
@@ -272,12 +260,12 @@ class Fabric:
             # Links that are full at this level; a little above it too, since sums round.
             full = {link for link, count in members.items() if count and left[link] / count <= level * (1 + 1e-12)}
             frozen = [
-                name for name, flow in rest.items() if flow.cap <= level or not full.isdisjoint(flow.path.links)
+                name for name, flow in rest.items() if flow.cap <= level or not full.isdisjoint(flow.links)
             ] or list(rest)
             for name in frozen:
                 flow = rest.pop(name)
                 rates[name] = min(level, flow.cap)
-                for link in flow.path.links:
+                for link in flow.links:
                     left[link] = max(0.0, left[link] - rates[name])
                     members[link] -= 1
         return rates

@@ -14,8 +14,6 @@ from itertools import accumulate
 from cluster.hand_over import Phase
 from cluster.live_migration import LiveMigrations
 from cluster.migration import Migration, Outcome
-from cluster.placement import HostAccount
-from node.guest import GuestSpec
 from node.migration_refusal import MigrationRefusal
 
 BOUNDS_S = (0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 90, 120, 180, 300, 600, 1200, 1800, 3600)
@@ -116,8 +114,8 @@ class MigrationFigures:
     moves: tuple[MoveFigures, ...] = ()
     ended: tuple[EndedMove, ...] = ()
     final: tuple[FinalMove, ...] = ()
-    places: Mapping[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
-    """Every VM that has a place, and what it is."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Every VM that has a place, and its host."""
     bound: Mapping[tuple[str, str], bool] = field(default_factory=dict)
     """Of each VM that was to move, and where it is: whether its host refused its last move."""
     last_downtimes: tuple[LastDowntime, ...] = ()

@@ -119,10 +119,10 @@ def _machines(now: MigrationFigures) -> Metric:
         "kubevirt_vmi_info", "What a machine is, and where.", labels=(*_MACHINE, "phase", *_UNTOLD, *_STATES)
     )
     nothing = ("",) * len(_UNTOLD)
-    for vm, (account, _) in sorted(now.places.items()):
-        evictable = not now.bound.get((vm, account.name), False)
+    for vm, host in sorted(now.places.items()):
+        evictable = not now.bound.get((vm, host), False)
         state = str(evictable).lower(), "false"
-        family.add_metric((account.name, _NAMESPACE, vm, "running", *nothing, *state), 1)
+        family.add_metric((host, _NAMESPACE, vm, "running", *nothing, *state), 1)
     return family
 
 

@@ -195,9 +195,9 @@ class FirstFit:
         account, _ = self._placed.get(name, (None, None))
         return None if account is None else account.name
 
-    def places(self) -> dict[str, tuple[HostAccount, GuestSpec]]:
-        """Every VM with a place, where that is and what it is: as it is now, whatever becomes of it."""
-        return self._placed.copy()
+    def places(self) -> dict[str, str]:
+        """Every VM that has a place, and its host: as it is now, whatever becomes of it."""
+        return {name: account.name for name, (account, _) in self._placed.items()}
 
     def guest(self, name: str) -> GuestSpec:
         """The specification of a VM that has a place; KeyError if it has none."""

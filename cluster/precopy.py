@@ -195,7 +195,7 @@ class Round(NamedTuple):
 class _Touched(NamedTuple):
     """Bytes that are touched all over, written or read, and how many a second in whole pages."""
 
-    working_set_bytes: int
+    working_set_bytes: float
     touched_bytes_per_s: float
 
 
@@ -362,7 +362,9 @@ class Precopy:
         if self.reads.beside and left.of_rest:
             rest = self.memory_bytes - sum([pool.working_set_bytes for pool in self._pools])
             share = missing * min(1.0, left.of_rest / rest)
-            found += [(_Touched(size, each * more), share) for size, more in self.reads.beside]
+            # Sets that are more than that lie over one another: there is no page twice to wait for.
+            fits = min(1.0, rest / sum([size for size, _ in self.reads.beside]))
+            found += [(_Touched(size * fits, each * more), share) for size, more in self.reads.beside]
         return found
 
     def faults_while(

@@ -32,13 +32,15 @@ def rests(order: HostOrder) -> bool:
 class RestingHost:
     """An entity that is an order, and from the first need on the host that was ordered."""
 
-    __slots__ = ("_order", "_parse", "_real", "name")
+    __slots__ = ("_order", "_parse", "_real", "_woken", "name")
 
     def __init__(self, name: str, order: bytes, parse: Callable[[bytes], HostOrder]) -> None:
         self.name = name
         self._order = order
         self._parse = parse
         self._real: HostEntity | None = None
+        self._woken: HostEntity | None = None
+        """The same, as soon as it has gone on; before, it is still to do what it would have done all along."""
 
     @property
     def is_real(self) -> bool:
@@ -79,22 +81,29 @@ class RestingHost:
 
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do the events before ``horizon_ns``, of which there are none while it rests."""
-        if self._real is None:
-            return Advance(horizon_ns, NEVER, 0)
-        return self._real.advance(horizon_ns, event_budget)
+        woken = self._woken
+        if woken is None:
+            if self._real is None:
+                return Advance(horizon_ns, NEVER, 0)
+            woken = self._woken = self._real
+        return woken.advance(horizon_ns, event_budget)
 
     def answer(self, message: Message) -> tuple[int, int, tuple[Message, ...]]:
-        """A message makes it real; what it would have done by then it does first."""
-        if self._real is not None:
-            return self._real.answer(message)
+        """A message makes it real, and waits until it has done what it would have done by then.
+
+        That is for nobody to see, so its next event is the message still.
+        """
+        if self._woken is not None:
+            return self._woken.answer(message)
         self.deliver(message)
-        return self.next_event_ns(), 0, ()
+        return message.time_ns, 0, ()
 
     def collect(self, end_ns: int) -> dict[str, list[dict[str, object]]]:
-        """The rows of the host at ``end_ns``; one that rested goes back to rest, so that few are real at a time."""
-        if self._real is not None:
-            return self._real.collect(end_ns)
-        return caught_up(self._built(), end_ns).collect(end_ns)
+        """The rows of the host at ``end_ns``; one that rested goes back to rest, so that few are real at a time.
+
+        One that a message woke and that nobody has let go on since is still to come to ``end_ns``.
+        """
+        return caught_up(self._built() if self._real is None else self._real, end_ns).collect(end_ns)
 
     def gauges(self) -> dict[str, float]:
         """Live figures; of a host that rests, those that its order tells."""

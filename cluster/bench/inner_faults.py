@@ -153,7 +153,7 @@ def _spoilt(said: Any, spoil: Spoil, dice: random.Random) -> Any:
 def _stands_still(built: Built, at_ns: int) -> None:
     """What goes from the source to the target; the other way, where nothing of a VM goes, there is no need of it."""
     fabric, control = built.control.real.fabric, built.control
-    link = fabric._path(SOURCE, TARGET).links[0]  # noqa: SLF001 - no product's network has a way for this
+    link = fabric._path(SOURCE, TARGET)[0]  # noqa: SLF001 - no product's network has a way for this
     whole = link.capacity
 
     def carries(bytes_per_s: float) -> None:

@@ -26,8 +26,8 @@ row of the cost table that nobody has published goes through its sweep range,
 one at a time. Known misses come first, each with its reason.
 
 A case is blind if nothing in the cost table was fitted to its results, but for
-points marked fitted, which count for nothing; only blind cases count. Where
-nothing was published it says "model only".
+points marked fitted, which count for nothing, and no guess of its setup decides
+them; only blind cases count. Where nothing was published it says "model only".
 
 CASE picks cases or groups of them: BL-2, or MC. Exit code 1: a blind case is
 outside of its tolerance."""

@@ -17,14 +17,8 @@ from cluster.migration_figures import (
     MoveFigures,
     Times,
 )
-from cluster.placement import HostAccount
 from cluster.progress import Progress
-from node.generation import Generation
-from node.guest import GuestSpec
-from node.program import ProgramSpec
 
-PLACES = {"db": "naples", "card": "rome"}
-GUEST = GuestSpec("db", Generation.PLAIN, 1, 1 << 30, ProgramSpec("stream", ()), 1)
 GLANCE = Progress(
     virtual_ns=1_500_000_000,
     duration_ns=3600 * 10**9,
@@ -42,7 +36,7 @@ GLANCE = Progress(
                EndedMove("web", "migration-4", "milan", 3.0, 7.25, succeeded=False)),
         final=(FinalMove("db", "migration-2", "completed", ""), FinalMove("db", "migration-3", "completed", ""),
                FinalMove("web", "migration-4", "round cap", "after 30 rounds")),
-        places={name: (HostAccount(host, frozenset(), 0, 0.0, {}), GUEST) for name, host in PLACES.items()},
+        places={"db": "naples", "card": "rome"},
         bound={("card", "rome"): True, ("web", "milan"): False},
         last_downtimes=(LastDowntime("db", "rome", "naples", 0.125),),
         downtimes={"rome": Times((0, 0, 0, 0, 0, *[2] * (len(DOWNTIME_BOUNDS_S) - 5)), 3, 40.5)},

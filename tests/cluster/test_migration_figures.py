@@ -95,7 +95,7 @@ def test_looking_changes_nothing_and_figures_add_up() -> None:
     scheduling, running = (last.transitions[name] for name in ("Scheduling", "Running"))
     assert (scheduling.count, running.count) == (2, 2)
     assert scheduling.sum_s == took_s[0] < running.sum_s < sum(took_s)
-    assert {vm: account.name for vm, (account, _) in last.places.items()} == {"vm": "host-2", "busy": "host-1"}
+    assert last.places == {"vm": "host-2", "busy": "host-1"}
     assert {one.expected_downtime_s for one in first} == {None}, "nothing was sent yet"
     late = busy[-1]
     # It writes 64 MiB all over in less than a round: that much is dirty after it.

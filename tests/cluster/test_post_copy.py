@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from test_live_migration import FIRMWARE, IDLE, QUICK, group, move, outcomes, play, scenario, vm_row
 
 from cluster.bench.faults import small_firmware
@@ -125,6 +127,38 @@ def test_what_is_written_and_read_in_one_set_is_touched_as_often_as_both() -> No
     # Beside it 1 GiB of the 3 that nobody writes is read as well: as much as another pool of that size.
     reads.reads = Reads((0.4 * GIB,), ((GIB, 0.6 * GIB),))
     assert reads.faults_while(2 * GIB, 7 * S) == pytest.approx(2 * writes.faults_while(2 * GIB, 7 * S))
+    # Two sets of which the 3 GiB hold half are there once, and either is read as fast as before.
+    reads.reads = Reads((), ((3 * GIB, 0.3 * GIB),) * 2)
+    over_one_another = reads.faults_while(2 * GIB, 7 * S)
+    reads.reads = Reads((), ((3 * GIB, 0.6 * GIB),))
+    assert over_one_another == pytest.approx(reads.faults_while(2 * GIB, 7 * S))
+
+
+_SIZES = st.integers(1, 1024).map(lambda mib: mib << 20)
+_RATES = st.floats(1e6, 1e13)
+
+
+@given(
+    pools=st.lists(st.tuples(_SIZES, _RATES), max_size=4), beside=st.lists(st.tuples(_SIZES, _RATES), max_size=4),
+    missing=st.integers(0, GIB), rounds=st.booleans(), took_ns=st.integers(S // 10, 100 * S),
+    ran_ns=st.integers(0, S),
+)  # fmt: skip
+def test_no_guest_waits_for_more_pages_than_are_missing(
+    pools: list[tuple[int, float]], beside: list[tuple[int, float]], missing: int, rounds: bool, took_ns: int,
+    ran_ns: int,
+) -> None:  # fmt: skip
+    settings = PrecopySettings(300_000_000, 30, RoundCap.ABORT, 0.0, 0.0)
+    one = Precopy(GIB, [Pool(*pool) for pool in pools], settings, 0)
+    if rounds:
+        one.begin(0)
+        one.round_done(S)
+        one.break_off(0, 2 * S)
+    else:
+        one.break_off(0, 0)
+    one.reads = Reads(tuple(rate for _, rate in pools), tuple(beside))
+    most = missing / 4096 * (1 + 1e-6) + 1e-3
+    assert 0 <= one.faults_while(missing, took_ns, touched_ns=ran_ns) <= most
+    assert one.missed_pages(missing, ran_ns) <= most
 
 
 @pytest.mark.parametrize(

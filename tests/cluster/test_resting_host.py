@@ -6,6 +6,7 @@ import pytest
 from small_fleet import small_fleet, vm
 
 from cluster import host_entity
+from cluster.entity import CONTROL, Message
 from cluster.fleet import build_fleet
 from cluster.host_entity import HostEntity, HostOrder, build_host
 from cluster.resting_host import RestingHost, caught_up
@@ -51,6 +52,17 @@ def test_a_host_rests_until_a_message_comes():
     assert one.gauges()["memory_assigned_bytes"] == 12 * (512 << 20)
     one.collect(END_NS)
     assert not one.is_real
+
+
+def test_a_host_that_is_woken_speaks_of_its_letters_alone_and_opens_none_before_it_has_caught_up():
+    one, eager = build_host(orders()["full"]), HostEntity(HostOrder.parse(orders()["full"]))
+    at_ns = 40_000_000_000
+    letters = [Message(at_ns + ns, CONTROL, number, "full", "nobody-knows") for number, ns in enumerate((5, 0, 0))]
+    one.deliver(letters[0])
+    assert [one.answer(letter) for letter in letters[1:]] == [(at_ns, 0, ())] * 2
+    assert one.host.now_ns == 0
+    assert one.collect(at_ns) == caught_up(eager, at_ns).collect(at_ns)
+    assert one.host.now_ns <= at_ns
 
 
 def test_a_host_with_work_is_there_at_once():

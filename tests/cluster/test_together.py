@@ -5,7 +5,7 @@ from bisect import bisect_left, insort
 
 import pytest
 from test_shard import Bench, Dear, Idler, Runaway, letter, ticking
-from toy_hosts import Toy, ToyHost, build_resting, build_toy, digest, run_toys, toys
+from toy_hosts import RestingToy, Toy, ToyHost, build_resting, build_toy, digest, run_toys, toys
 
 from cluster.entity import NEVER, Advance, Message
 from cluster.inbox import ProtocolViolationError
@@ -300,3 +300,30 @@ def test_whoever_stops_finds_all_at_the_same_time():
         while other.next_event_ns() < reached:
             other.advance(reached, 1)
         assert entity.collect(reached) == other.collect(reached)
+
+
+@pytest.mark.parametrize("mail_ns", [(0,), (0, 0), (30,), (30, 0)])
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_whoever_stops_when_a_host_that_rested_was_woken_finds_nobody_further_than_all_are_said_to_be(calls, mail_ns):
+    mail = [letter("rest", 1000 + LOOKAHEAD_NS + ns)._replace(sequence=number) for number, ns in enumerate(mail_ns)]
+    hosts = {
+        "busy": ToyHost(ticking("busy")),
+        "rest": RestingToy(Toy("rest", ("busy",), tick=10, speak=0)),
+        "still": RestingToy(Toy("still", ("busy",), tick=10, speak=0)),
+    }
+    all_hosts, control = Together(hosts, LOOKAHEAD_NS, END_NS, time.monotonic), Acts(1000, 1010, 1020, say=(
+        lambda now_ns: mail if now_ns == 1000 else []))  # fmt: skip
+    acts_ns = 1000
+    for _ in range(calls):
+        stretch = all_hosts.go_on(control, acts_ns, until_acted=True)
+        acts_ns = stretch.acts_ns
+    reached_ns = all_hosts.level(0)
+    assert reached_ns >= 1000 + LOOKAHEAD_NS
+    assert all(host.env.now <= reached_ns for host in hosts.values())
+    for name, host in hosts.items():
+        other = ToyHost(host.toy)
+        for message in mail if name == "rest" else ():
+            other.deliver(message)
+        while other.next_event_ns() < reached_ns:
+            other.advance(reached_ns, 1000)
+        assert host.collect(reached_ns) == other.collect(reached_ns)

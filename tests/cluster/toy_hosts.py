@@ -168,17 +168,23 @@ def build_toy(spec: bytes) -> ToyHost:
 class RestingToy(ToyHost):
     """A toy host that nobody hears of before it gets a letter; then it does what it would have done."""
 
-    woken = False
+    woken = goes_on = False
 
     def deliver(self, message: Message) -> None:
         self.woken = True
         super().deliver(message)
 
+    def advance(self, horizon_ns: int, event_budget: int) -> Advance:
+        if not self.woken:
+            return Advance(horizon_ns, NEVER, 0)
+        self.goes_on = True
+        return super().advance(horizon_ns, event_budget)
+
     def answer(self, message: Message) -> tuple[int, int, tuple[Message, ...]]:
-        if self.woken:
+        if self.goes_on:
             return super().answer(message)
         self.deliver(message)
-        return self.next_event_ns(), 0, ()
+        return message.time_ns, 0, ()
 
     def next_event_ns(self) -> int:
         return super().next_event_ns() if self.woken else NEVER
