@@ -90,11 +90,11 @@ class ActorLayout:
         """Start or join Ray if it is not up, and build the entities, dealt out in turn."""
         cluster = self._cluster
         if cluster.address is not None:
-            self._start_cluster(0)
+            self._start_cluster(0, should_stop)
         self.workers = self.rule(len(specs), cluster.cpus)
         if cluster.address is None:
             check_room(self.workers - len(self._seats))
-            self._start_cluster(min(self.workers, cores()))
+            self._start_cluster(min(self.workers, cores()), should_stop)
         while len(self._seats) < self.workers:
             self._seats.append(Seat(cluster, self._patience_s))
         self._advice = WorkerAdvice(self.workers, len(specs), cluster.cpus, self._loads)
@@ -107,9 +107,14 @@ class ActorLayout:
         self._catch_up(self._seats, should_stop)
         cluster.remember_processes()
 
-    def _start_cluster(self, cpus: int) -> None:
+    def _start_cluster(self, cpus: int, should_stop: ShouldStop | None = None) -> None:
         if not self._cluster.running:
-            self._cluster.start(cpus)
+            try:
+                self._cluster.start(cpus)
+            except ClusterLostError as error:
+                if should_stop is None or (reason := should_stop()) is None:
+                    raise
+                raise StartStoppedError(reason) from error
             self.startup_s += self._cluster.startup_s
             if self._cluster.lost_at_start:
                 self._news.append((time.monotonic(), f"{self._cluster.lost_at_start}; another Ray was started"))
@@ -169,7 +174,10 @@ class ActorLayout:
         self._cluster.close()
         for seat in self._seats:
             seat.vacate()
-        self._start_cluster(min(self.workers, cores()))
+        try:
+            self._start_cluster(min(self.workers, cores()))
+        except ClusterLostError as again:
+            raise WorkerLostError(f"all {self.workers} workers were lost: {error}; {again}") from again
         self._news.append((time.monotonic(), f"{error}; another Ray was started"))
 
     def report(self) -> ShardReport:

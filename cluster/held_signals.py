@@ -30,6 +30,11 @@ class HeldSignals:
         self._before: dict[signal.Signals, signal.Handlers | int | None] = {}
         self._arrived: list[int] = []
 
+    @property
+    def arrived(self) -> bool:
+        """Whether anything is held by now, so that whoever is in the block may leave it sooner."""
+        return bool(self._arrived)
+
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in HELD:

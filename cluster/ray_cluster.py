@@ -316,16 +316,18 @@ class RayCluster(Actors):
 
         Of ours one more is started where a process of the first ends meanwhile and is waited for in Python. Raises
         ClusterError in a process that is connected to a Ray already and for a cluster that cannot be joined, ToolError
-        where Ray fails.
+        where Ray fails: ClusterLostError where none is started any more, for this process too was told to end.
         """
         facts = None if self.address is None else self._facts()
         began_s, self.lost_at_start = time.monotonic(), ""
-        with HeldSignals():
+        with HeldSignals() as held:
             try:
                 self._start(cpus, facts)
             except DaemonEnded as ended:
-                self.lost_at_start = f"Ray's process {ended}"
                 self._take_down_half()
+                if held.arrived:
+                    raise ClusterLostError(f"Ray did not start: its process {ended}") from None
+                self.lost_at_start = f"Ray's process {ended}"
                 try:
                     self._start(cpus, facts)
                 except DaemonEnded as again:

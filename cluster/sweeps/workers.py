@@ -11,11 +11,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
-from cluster.errors import UserError
+from cluster.errors import ToolError, UserError
 from cluster.life_sign import PATIENCE_S, LifeSign
 from cluster.machine import cores, free_bytes
 from cluster.progress import ShouldStop
-from cluster.ray_cluster import Actor, ActorLostError, Call, Missing, RayCluster
+from cluster.ray_cluster import Actor, ActorLostError, Call, ClusterLostError, Missing, RayCluster
 from cluster.sweeps.run import RunOrder, RunOutcome, RunWorker, outcome_of
 from cluster.units import SIZE
 
@@ -109,33 +109,47 @@ def on_workers(
         most = workers or min(cluster.cpus, len(orders))
         while (waiting or busy) and not should_stop():
             wanted = min(len(waiting), most - len(busy))
-            idle += _new_workers(cluster, wanted - len(idle), kind)
+            try:
+                idle += _new_workers(cluster, wanted - len(idle), kind)
+            except ToolError:
+                yield from _over_by_now(cluster, busy)
+                raise
             for _ in range(min(wanted, len(idle))):
                 actor, index = idle.pop(), waiting.popleft()
                 call, life = actor.call("run", orders[index]), LifeSign(cluster, actor)
                 busy.append(_UnderWay(index, actor, call, time.monotonic(), life))
             tell(len(busy))
             outcomes = cluster.outcomes([one.call for one in busy], look_s)
-            outcomes = [
-                Missing.LOST if outcome is Missing.WAITING and one.life.silent_s() > patience_s else outcome
-                for one, outcome in zip(busy, outcomes, strict=True)
-            ]
             if should_stop():
                 return  # Ctrl-C reaches workers too: theirs are no losses
-            over = [pair for pair in zip(busy, outcomes, strict=True) if pair[1] is not Missing.WAITING]
-            busy = [one for one, outcome in zip(busy, outcomes, strict=True) if outcome is Missing.WAITING]
-            for one, outcome in over:
-                if outcome is not Missing.LOST:
+            looked = list(zip(busy, outcomes, strict=True))
+            for one, outcome in looked:
+                if not isinstance(outcome, Missing):
                     idle.append(one.actor)
                     look_s = min(_LONGEST_LOOK_S, max(_SHORTEST_LOOK_S, (time.monotonic() - one.began_s) / _LOOKS))
                     yield one.index, outcome
-                    continue
+            # Only then: who looks after the others may find that the cluster is gone, and what is over is to be kept.
+            busy = [one for one, outcome in looked if outcome is Missing.WAITING]
+            silent = [one for one in busy if one.life.silent_s() > patience_s]
+            busy = [one for one in busy if one not in silent]
+            lost = [one for one, outcome in looked if outcome is Missing.LOST] + silent
+            for one in lost:
                 cluster.kill(one.actor)
                 losses[one.index] += 1
                 if losses[one.index] < MOST_LOSSES:
                     waiting.appendleft(one.index)
                 else:
                     yield one.index, RunOutcome(reason=_LOST)
+
+
+def _over_by_now(cluster: RayCluster, busy: Sequence[_UnderWay]) -> Finished:
+    """Runs that ended while nobody looked, as far as a cluster that may be lost still hands them over."""
+    try:
+        outcomes = cluster.outcomes([one.call for one in busy], 0)
+    except ClusterLostError:
+        return
+    yield from ((one.index, outcome) for one, outcome in zip(busy, outcomes, strict=True)
+                if not isinstance(outcome, Missing))  # fmt: skip
 
 
 def _new_workers(cluster: RayCluster, count: int, kind: type) -> list[Actor]:

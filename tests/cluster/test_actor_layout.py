@@ -321,6 +321,24 @@ def test_an_interrupt_while_ray_starts_leaves_nothing_behind(sevfleet: Program, 
     assert not list(Path(temporary).iterdir())
 
 
+@pytest.mark.ray
+def test_a_group_that_is_told_to_end_while_ray_starts_starts_no_other_ray(sevfleet: Program, temporary: str) -> None:
+    """As systemd ends a service: Ray's own processes hear it too, and are no loss to be made good."""
+    process = sevfleet("5000 h", "--quiet")
+    wait_for(lambda: any("raylet/raylet" in line for line in descendants(process.pid).values()))
+    family = descendants(process.pid)
+    os.killpg(process.pid, signal.SIGTERM)
+    while process.poll() is None:
+        family |= descendants(process.pid)
+        time.sleep(0.02)
+    out, err = process.communicate(timeout=LONG_S)
+    assert (process.returncode, out) == (143, "")
+    assert err == "sevfleet: stopped by SIGTERM (partial results in out)\n"
+    assert len([line for line in family.values() if "raylet/raylet" in line]) == 1
+    assert all_gone(family)
+    assert not list(Path(temporary).iterdir())
+
+
 ENDS = """
 import os, signal, sys
 from pathlib import Path

@@ -20,8 +20,10 @@ def test_a_signal_waits_for_the_end_of_the_block(number: signal.Signals, monkeyp
 
     before = signal.signal(number, handler)
     try:
-        with HeldSignals():
+        with HeldSignals() as held:
+            assert not held.arrived
             signal.raise_signal(number)
+            assert held.arrived
             signal.raise_signal(number)
             told.append("block")
         assert told == ["block", number, number]

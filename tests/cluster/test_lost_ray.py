@@ -11,10 +11,11 @@ from toy_hosts import build_toy, digest, run_toys, toys
 
 from cluster.actor_layout import packed
 from cluster.bundled_scenarios import load_scenario
+from cluster.errors import RunFailedError
 from cluster.inline_layout import InlineLayout
 from cluster.layout import StartStoppedError, WorkerLostError
 from cluster.progress_line import described
-from cluster.ray_cluster import Missing
+from cluster.ray_cluster import ClusterLostError, Missing
 from cluster.session import Session
 
 END_NS = 4000
@@ -60,6 +61,31 @@ def test_a_ray_that_is_lost_again_and_again_is_given_up_with_one_line() -> None:
     cluster = PretendedCluster(fate)
     with pytest.raises(WorkerLostError, match=r"^all 2 workers were lost: Ray's process raylet ended unexpectedly$"):
         run_toys(on_pretended(packed(2), cluster), toys(4), end_ns=END_NS)
+
+
+def test_a_ray_that_is_not_started_again_since_an_end_was_asked_for_leaves_what_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fate(call: PretendedCall) -> object:
+        if call.method != "advance":
+            return None
+        cluster.lost = "Ray's process raylet ended unexpectedly"
+        monkeypatch.setattr(cluster, "start", broken_off)
+        return Missing.WAITING
+
+    def broken_off(_: int) -> None:
+        raise ClusterLostError("Ray did not start: its process gcs_server ended unexpectedly")
+
+    cluster = PretendedCluster(fate)
+    session = Session("packed", 2)
+    session._layout = on_pretended(packed(2), cluster)
+    with pytest.raises(RunFailedError) as caught:
+        session.run(load_scenario("quiet"), None, None, None)
+    assert str(caught.value) == (
+        "all 2 workers were lost: Ray's process raylet ended unexpectedly; "
+        "Ray did not start: its process gcs_server ended unexpectedly"
+    )
+    assert caught.value.partial is not None
 
 
 def test_what_is_lost_while_workers_start_is_shown_as_long_as_it_is_news(monkeypatch: pytest.MonkeyPatch) -> None:

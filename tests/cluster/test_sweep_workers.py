@@ -1,13 +1,17 @@
 """Runs are given out one to a worker, lost ones again to a fresh one, and hopeless ones given up."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 from mortal_worker import MortalWorker, attempts_at
+from pretended_cluster import Fate, PretendedActor, PretendedCall, PretendedCluster
 
 from cluster.machine import cores
-from cluster.sweeps.run import RunOrder
+from cluster.ray_cluster import ActorLostError, ClusterLostError, Missing
+from cluster.sweeps.run import RunOrder, RunOutcome
 from cluster.sweeps.workers import MOST_LOSSES, WorkersError, on_workers, workers_for
 
 
@@ -52,3 +56,97 @@ def test_more_workers_than_fit_into_memory_are_refused(monkeypatch: pytest.Monke
     with pytest.raises(WorkersError, match=r"^workers: expected at most 9, since each needs 110 MiB and more"):
         workers_for(10, 100)
     assert workers_for(9, 100) == 9
+
+
+class DigestWorker:
+    """Its outcomes have the order's label for a digest."""
+
+    def run(self, order: RunOrder) -> RunOutcome:
+        return RunOutcome(order.label)
+
+
+class SweptCluster(PretendedCluster):
+    """One that a sweep joins; it lets so many workers be killed before it finds that its head is gone."""
+
+    def __init__(self, fate: Fate, kills: int) -> None:
+        super().__init__(fate)
+        self.kills = kills
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def outcomes(self, calls: Sequence[PretendedCall], timeout_s: float) -> list[Any]:
+        return self.settled(calls, timeout_s)
+
+    def check(self, actors: Sequence[PretendedActor]) -> None:
+        if Missing.LOST in self.settled([actor.papers() for actor in actors], 0):
+            raise ActorLostError(0)
+
+    def kill(self, actor: PretendedActor) -> None:
+        if len(self.killed) == self.kills:
+            raise ClusterLostError("the cluster's head gives no answer any more")
+        super().kill(actor)
+
+
+def digests_on(cluster: SweptCluster, labels: str, monkeypatch: pytest.MonkeyPatch) -> set[str | None]:
+    """What is kept of runs with these labels, two at a time, until the cluster is lost."""
+    monkeypatch.setattr("cluster.sweeps.workers.RayCluster", lambda _: cluster)
+    orders = [RunOrder(label, "", 1, pairs=False) for label in labels]
+    found = set()
+
+    def keep() -> None:
+        for _, outcome in on_workers(orders, 2, lambda _: None, nobody, DigestWorker):
+            found.add(outcome.digest)
+
+    with pytest.raises(ClusterLostError):
+        keep()
+    return found
+
+
+def is_run(call: PretendedCall, label: str) -> bool:
+    return call.method == "run" and call.arguments[0].label == label
+
+
+def test_a_run_that_is_over_is_kept_where_the_cluster_is_found_gone_when_a_worker_is_to_be_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = SweptCluster(lambda call: Missing.LOST if is_run(call, "a") else None, 0)
+    assert digests_on(cluster, "ab", monkeypatch) == {"b"}
+
+
+def test_a_run_that_is_over_is_kept_where_the_cluster_is_found_gone_by_a_look_for_signs_of_life(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: Counter[str] = Counter()
+
+    def fate(call: PretendedCall) -> object:
+        if call.method != "run":
+            return None
+        looks[label := call.arguments[0].label] += 1
+        if label == "b":
+            return Missing.WAITING if looks[label] == 1 else None
+        cluster.lost = "the cluster closed the connection" if looks[label] == 2 else ""
+        return Missing.WAITING
+
+    cluster = SweptCluster(fate, 0)
+    assert digests_on(cluster, "ab", monkeypatch) == {"b"}
+
+
+def test_a_run_that_ends_while_new_workers_do_not_come_up_is_kept_though_the_cluster_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: Counter[str] = Counter()
+
+    def fate(call: PretendedCall) -> object:
+        if call.method != "run":
+            return Missing.LOST if call.actor in cluster.actors[2:] else None
+        looks[label := call.arguments[0].label] += 1
+        if label == "a":
+            return Missing.LOST
+        return Missing.WAITING if looks[label] == 1 else None
+
+    cluster = SweptCluster(fate, 1)
+    assert digests_on(cluster, "ab", monkeypatch) == {"b"}
