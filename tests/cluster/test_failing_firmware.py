@@ -10,6 +10,7 @@ from test_agent_migration import above_svsm, fleet
 from test_live_migration import move, outcomes, play, small_image  # noqa: F401 - the fixture
 from test_silent_movers import spoil
 
+from node.agent_messages import MOST_TRIES
 from node.host import Host
 from psp.commands import SnpCommand
 from psp.status import PspError, Status
@@ -42,15 +43,19 @@ def watched(host: Host, at_stop: Callable[[], None]) -> Pages:
 
 
 def fail(host: Host, command: int, number: int, back: bool = True) -> list[str]:
-    """The number-th command of a kind is answered with an error, and not carried out; later no page comes ``back``."""
+    """The number-th command of a kind is answered with an error, and not carried out; later no page comes ``back``.
+
+    An agent sends its message again, so that of those as many fail.
+    """
     psp, swap, said, left = host.board.psp, host.board.psp.snp.swap, list[str](), number
-    honest, row = psp.submit, swap.row_out
+    honest, row, times = psp.submit, swap.row_out, MOST_TRIES if command == SnpCommand.GUEST_REQUEST else 1
 
     def fails() -> bool:
         nonlocal left
         left -= 1
-        said.extend(["failed"] * (left == 0))
-        return left == 0
+        failed = -times < left <= 0
+        said.extend(["failed"] * failed)
+        return failed
 
     def submit(asked: int, buffer_spa: int = 0) -> Status:
         if (asked == command and fails()) or (asked == SnpCommand.PAGE_SWAP_IN and not back):
