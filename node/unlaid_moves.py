@@ -60,7 +60,6 @@ class UnlaidMoves:
         self._hypervisor = hypervisor if type(hypervisor) is Hypervisor else None
         if self._hypervisor is not None:
             unlaid.free_memory.frames = self._hypervisor.frames
-        self._port = hypervisor
         self._tasks = tasks
         self._cost = cost
         self._stop_ns: dict[int, int] = {}
@@ -105,8 +104,8 @@ class UnlaidMoves:
     ) -> bool:  # fmt: skip
         """As ``export``: the VM is read."""
         vm, rips = guest.spec.name, guest.boot_rips
-        place = self._place(vm)
-        if place is None:
+        hypervisor, place = self._hypervisor, self._place(vm)
+        if hypervisor is None or place is None:
             return False
         count = place.count
         spent_ns = self._stop_ns.get(count)
@@ -120,7 +119,7 @@ class UnlaidMoves:
             areas, pages = found
             return _new(VmState, (vm, areas, started, place.launched_gpas, rips, pages, *_NO_MORE))
 
-        self._tasks.spend(guest, spent_ns, state, read, refused, lambda: self._port.export(vm, started, rips))
+        self._tasks.spend(guest, spent_ns, state, read, refused, lambda: hypervisor.export(vm, started, rips))
         return True
 
     def fill(self, guest: Guest, state: VmState, laid: Callable[[object], None], refused: Refused) -> bool:
@@ -152,9 +151,9 @@ class UnlaidMoves:
 
     def depart(self, guest: Guest) -> bool:
         """As ``depart``: everything that the VM had is given back."""
-        hypervisor, vm = self._hypervisor, guest.spec.name
-        place = self._place(vm)
-        if place is None or hypervisor is None:
+        vm = guest.spec.name
+        hypervisor, place = self._hypervisor, self._place(vm)
+        if hypervisor is None or place is None:
             return False
         length = place.shape.wanted.run
         spent_ns = self._clear_ns.get(length)
@@ -168,7 +167,7 @@ class UnlaidMoves:
             del places[vm]
             return True
 
-        self._tasks.spend(guest, spent_ns, cleared, _ignore, None, lambda: self._port.depart(vm))
+        self._tasks.spend(guest, spent_ns, cleared, _ignore, None, lambda: hypervisor.depart(vm))
         return True
 
 

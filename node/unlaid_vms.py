@@ -6,10 +6,10 @@ writes one of the frames, by whatever route, asks for a control block or a neste
 the pages, or lets the VM run a block, has all of them carried out first, in their order. A VM that goes on to another
 host before that is read from what was written down, and leaves memory as it found it: empty.
 
-Not put off is what anybody else could tell from the outside: frames and ASIDs are taken, times are charged, and the
-save area of a vCPU that runs is in use.
+Not put off is what anybody else could tell from the outside: the books say how much memory is taken, times are charged,
+and the save area of a vCPU that runs is in use.
 
-Where its frames are may be put off in its turn (``build_later``): all free memory is watched then, and the first that
+Which frames are taken may be put off in its turn (``build_later``): all free memory is watched then, and the first that
 anybody does there finds each VM in the frames that it would have had at once.
 """
 

@@ -303,22 +303,20 @@ class PutOff(RuleBasedStateMachine):
 
 
 TestPutOff = PutOff.TestCase
-TestPutOff.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestPutOff.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
 def test_pieces_from_the_end_that_came_to_lie_below_a_run_cut_nobody_off_who_was_sure_of_room():
     """One stands in the middle of memory, alone, once all around it have gone."""
-    high, free, end, count = 750, 1595, 100, 15
-    half = high + free
-    first, second = half - count, half - 10
+    whole, low, high, end, count = 6400, 2064, 704, 100, 15
+    assert whole - 2 * low - high < (count + 1) * end
     machine = PutOff()
-    machine.begin([(LARGE + PAGE, 256 * PAGE), (4 * LARGE, (first + second + half) * LARGE)], 0)
-    machine.come(first * 512, 1, 1, 0)
-    machine.come(second * 512, 1, 1, 0)
-    below = machine.tenants[1:]
+    machine.begin([(LARGE + PAGE, 256 * PAGE), (4 * LARGE, whole * LARGE)], 0)
+    machine.come(low * 512, 1, 1, 0)
+    machine.come(low * 512, 1, 1, 0)
     machine.come(high * 512, 1, 1, 0)
-    for one in below:
-        machine._leave(one)
+    assert len(machine.later._acts) == 3
+    machine._leave(machine.tenants[1])
     machine.come(512, end * 512, 1, 0, count)
     machine.come(512, end * 512, 1, 0)
     machine.all_but_the_last_leave()
