@@ -85,7 +85,7 @@ def hold_back(one: Migration, unsent_pages: int, now_ns: int) -> int:
 
     It counts as sent in the round no more, though the network is not to carry it again.
     """
-    if not unsent_pages or not one.private_pages:
+    if not one.private_pages:
         return 0
     assert one.precopy is not None
     size_bytes, sent_bytes = one.precopy.size_bytes, one.precopy.rounds[-1].size_bytes

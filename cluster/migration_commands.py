@@ -13,11 +13,6 @@ from node.migration_frames import Stream
 if TYPE_CHECKING:
     from cluster.live_migration import LiveMigrations
 
-_BEGIN, _KEEP, _STOP = Command.BEGIN, Command.KEEP, Command.STOP
-_COME, _GO, _LEAVE = Command.COME, Command.GO, Command.LEAVE
-"""At hand, since every move is told them."""
-
-
 _BEGIN, _KEEP, _STOP, _COME, _GO, _LEAVE = (
     Command.BEGIN, Command.KEEP, Command.STOP, Command.COME, Command.GO, Command.LEAVE
 )  # fmt: skip

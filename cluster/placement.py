@@ -163,8 +163,7 @@ class FirstFit:
         if number is None:
             return None
         account = self.accounts[number]
-        account.charge(guest, 1)
-        self._changed[account.name] = None
+        self._charge(account, guest, 1)
         places[guest.name] = (account, guest)
         return account.name
 
@@ -187,7 +186,11 @@ class FirstFit:
         account, guest = self._kept.pop(name)
         if moved:
             (account, _), self._placed[name] = self._placed[name], (account, guest)
-        account.charge(guest, -1)
+        self._charge(account, guest, -1)
+
+    def _charge(self, account: HostAccount, guest: GuestSpec, sign: int) -> None:
+        """Take or give back a VM's share of a host, which the index is to look at anew."""
+        account.charge(guest, sign)
         self._changed[account.name] = None
 
     def host_of(self, name: str) -> str | None:
@@ -212,6 +215,5 @@ class FirstFit:
         account, guest = self._placed.pop(name, (None, None))
         if account is None or guest is None:
             return None
-        account.charge(guest, -1)
-        self._changed[account.name] = None
+        self._charge(account, guest, -1)
         return account.name

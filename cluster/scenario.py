@@ -41,10 +41,9 @@ from workloads.library import NETWORKED, WORKLOADS
 
 SCHEMA_VERSION = 1
 MEMORY_DISK = "memory"
-HOST_MODEL = "host"
 """What stands in place of a path for a disk that is empty at first."""
-
-"""The generations that this version can run as virtual machines."""
+HOST_MODEL = "host"
+"""What stands in place of a processor's name for a VM that is shown its host's."""
 
 
 class ScenarioError(UserError):
