@@ -74,7 +74,8 @@ def judged(
 ) -> tuple[str | None, list[Migration]]:
     """Play a scenario, with what it has no word for: what is wrong after it, None for nothing, and its moves.
 
-    The VM may end with a reason that begins with one of ``ends``: who alone had it, has lost it. With ``twice`` it is
+    Where a move began and failed, the VM may end with a reason that begins with one of ``ends``: who alone had it, has
+    lost it. With ``twice`` it is
     wrong too that hosts tell anything else where they go on without windows.
     """
     scenario = Scenario.parse(body)
@@ -140,7 +141,9 @@ def _wrong(layout: _Watched, rows: Rows, moves: list[Migration], ends: tuple[str
         if crashed and layout.crashes:
             return None
         why = " ".join([str(row["reason"]) for row in rows.get("vms", []) if row["vm"] == VM and row["reason"]])
-        return None if ends and why.startswith(ends) else f"nowhere, and no host crashed that had it: {why or None}"
+        if ends and why.startswith(ends) and any(map(_was_broken_off, moves)):
+            return None
+        return f"nowhere, and no host crashed that had it: {why or None}"
     ((name, guest),) = there.items()
     if guest.state is not GuestState.RUNNING or (guest.faults and not guest.spec.devices):
         return f"{guest.state} on {name}, with {guest.faults} faults"
@@ -169,6 +172,11 @@ def _validated(host: Host, first: int, pages: int) -> int:
 def _lost_after(one: Migration) -> bool:
     """Whether a VM that was to stay stood still at a source that crashed before it heard so."""
     return one.source_lost and one.phase is Phase.ABORTED
+
+
+def _was_broken_off(one: Migration) -> bool:
+    """Whether a move began and did not come to its end: meanwhile its VM may have been with one part alone."""
+    return one.started_ns >= 0 and one.outcome is not Outcome.COMPLETED
 
 
 def _held(host: Host) -> tuple[int, ...]:
