@@ -42,12 +42,13 @@ from cluster import actor_shell
 from cluster.actor_shell import ActorShell, Offer, Papers
 from cluster.cluster_address import ClusterFacts, facts_of, parsed_address, still_answers
 from cluster.code_bundle import difference, offer, own_papers
-from cluster.daemon_watch import STILL_S, DaemonEnded, DaemonWatch
+from cluster.daemon_watch import DaemonEnded, DaemonWatch
 from cluster.errors import ToolError, UserError
 from cluster.held_signals import HeldSignals
 from cluster.last_words import LastWords
 from cluster.machine import cores
-from cluster.process_family import Process, end_of, family, is_stopped, process_of
+from cluster.process_family import Process, end_of, family, process_of
+from cluster.ray_daemons import RayDaemons
 from cluster.ray_environment import TO_BE_LET_IN, clean_environment, short_folder
 from cluster.ray_folder import new_folder
 from cluster.ray_start import bare, our_handlers, watchable
@@ -63,7 +64,6 @@ LEAVE_S = 5.0
 """How long processes may take to leave before they are killed."""
 ARRIVE_S = 120.0
 """How long workers may take to answer for the first time, after the one before: each starts a Python that loads Ray."""
-_ENDED = "ended unexpectedly"
 _NOT_STARTED = "sevfleet: Ray did not start:"
 _ENDED_BY_RAY = "this process was ended; Ray does so where it loses its own processes on this machine"
 _TALKATIVE = ("print_to_stdstream", "listen_error_messages")
@@ -290,8 +290,7 @@ class RayCluster(Actors):
         self._looked_s = 0.0
         self._headless = False
         """Whether the head of the cluster that we joined was found to be out of reach."""
-        self._still: dict[str, float] = {}
-        """Daemons that were seen to stand still, and since when."""
+        self._daemons = RayDaemons()
 
     def __enter__(self) -> Self:
         return self
@@ -362,7 +361,7 @@ class RayCluster(Actors):
             # As Ray's own client has it: workers then do not look for modules in this process's working folder first,
             # where anything may lie under the name of a library.
             which["job_config"] = ray.job_config.JobConfig(_client_job=True)
-            self._ray = ray  # from here on there is something to take down
+            self._ray, self._daemons = ray, RayDaemons(ray)  # from here on there is something to take down
             self._silence()
             logging.getLogger("ray").setLevel(logging.CRITICAL)
             late = TimeoutError(f"no connection within {CONNECT_S:g} s")
@@ -497,13 +496,7 @@ class RayCluster(Actors):
 
     def remember_processes(self) -> None:
         """Note which processes there are now, so that they are found again even if one between them and us is gone."""
-        self._processes |= self._family()
-
-    def _family(self) -> frozenset[Process]:
-        """All processes of our Ray, as far as they hang together now."""
-        node = getattr(self._ray._private.worker, "_global_node", None)  # noqa: SLF001 - Ray tells nobody else
-        daemons = {} if node is None else node.all_processes
-        return family(one.process.pid for kind in daemons.values() for one in kind)
+        self._processes |= self._daemons.family()
 
     def _look_after_daemons(self) -> None:
         now_s = time.monotonic()
@@ -511,29 +504,14 @@ class RayCluster(Actors):
             return
         self._looked_s = now_s
         self.remember_processes()
-        if (kind := self._dead_daemon()) is not None:
-            raise ClusterLostError(f"Ray's process {kind} {_ENDED}")
-        self._still = {kind: self._still.get(kind, now_s) for kind in self._stopped_daemons()}
-        for kind, since_s in self._still.items():
-            if now_s - since_s >= STILL_S:
-                raise ClusterLostError(f"Ray's process {kind} has stood still for {now_s - since_s:.0f} s")
+        if (trouble := self._daemons.trouble()) is not None:
+            raise ClusterLostError(f"Ray's process {trouble}")
         if self.address is not None and not self._ray.is_initialized():
             raise ClusterLostError(f"{self.address}: the cluster closed the connection")
 
-    def _dead_daemon(self) -> str | None:
-        """One of our Ray's daemons that is gone."""
-        node = getattr(self._ray._private.worker, "_global_node", None)  # noqa: SLF001 - Ray tells nobody else
-        return None if node is None else next((kind for kind, _ in node.dead_processes()), None)
-
-    def _stopped_daemons(self) -> list[str]:
-        """Our Ray's daemons that stand still at present."""
-        node = getattr(self._ray._private.worker, "_global_node", None)  # noqa: SLF001 - Ray tells nobody else
-        daemons = {} if node is None else node.all_processes
-        return [kind for kind, found in daemons.items() if any(is_stopped(one.process.pid) for one in found)]
-
     def _is_well(self) -> bool:
         """Whether our Ray may be asked to end something: without a daemon it waits, and ends us after a minute."""
-        return self._dead_daemon() is None and not self._stopped_daemons() and not self._headless
+        return self._daemons.are_well() and not self._headless
 
     def close(self) -> None:
         """End our actors, and our Ray if it is ours; wait for every process of it, and take its files away."""
@@ -549,7 +527,7 @@ class RayCluster(Actors):
         self._folders = []
 
     def _end(self) -> None:
-        processes = self._processes | self._family()
+        processes = self._processes | self._daemons.family()
         if self._is_well():
             for actor in self._actors:
                 super().kill(actor)
@@ -560,9 +538,9 @@ class RayCluster(Actors):
         end_of(processes, LEAVE_S)
         for name, function in self._theirs.items():
             setattr(self._ray._private.worker, name, function)  # noqa: SLF001
-        self._actors, self._places, self._kinds, self._still = {}, {}, {}, {}
+        self._actors, self._places, self._kinds = {}, {}, {}
         self._losses.clear()
-        self._processes, self._ray = frozenset(), None
+        self._processes, self._ray, self._daemons = frozenset(), None, RayDaemons()
 
 
 def _on_node(node: str) -> Any:

@@ -107,7 +107,9 @@ def played_runs(
         orders = [RunOrder(run.described(plan.axes), run.point.text, run.seed, pairs) for run in todo]
         finished = stack.enter_context(
             contextlib.closing(
-                finished_runs(orders, workers_for(workers, len(todo), address), pace.under_way, stop, address)
+                finished_runs(
+                    orders, workers_for(workers, len(todo), address), pace.under_way, stop, address, pace.happened
+                )
             )
         )
         for index, outcome in finished:

@@ -15,6 +15,8 @@ from rich.progress import Progress as Bar
 from cluster.units import DURATION
 
 EVERY_S = 1.0
+NEWS_S = 3.0
+"""How long something is told that happened: longer than from one glance to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class SweepProgress:
     under_way: int = 0
     left_s: float | None = None
     """An estimate of the wall time that is left, None before there is one."""
+    trouble: str = ""
+    """What was out of the ordinary a moment ago: Ray lost a process while it started, and was started once more."""
 
 
 OnSweepProgress = Callable[[SweepProgress], None]
@@ -44,7 +48,7 @@ def described(progress: SweepProgress) -> str:
         parts.append(f"{progress.under_way} under way")
     if progress.left_s is not None and progress.done < progress.runs:
         parts.append(f"about {DURATION.about(round(max(1.0, progress.left_s)) * 10**9)} left")
-    return ", ".join(parts)
+    return ", ".join(parts) + (f"; {progress.trouble}" if progress.trouble else "")
 
 
 @contextlib.contextmanager
@@ -80,6 +84,11 @@ class Pace:
         self._began_s = time.monotonic()
         self._told_s = float("-inf")
         self._end_s: float | None = None
+        self._news, self._happened_s = "", float("-inf")
+
+    def happened(self, what: str) -> None:
+        """Something out of the ordinary, to be told for a moment."""
+        self._news, self._happened_s = what, time.monotonic()
 
     def finished(self, *, failed: bool) -> None:
         """One more run is over."""
@@ -96,4 +105,5 @@ class Pace:
             return
         self._told_s = now_s
         left_s = None if self._end_s is None else self._end_s - now_s
-        self._tell(SweepProgress(self._runs, self._done, self._kept, self._failed, count, left_s))
+        trouble = self._news if now_s - self._happened_s <= NEWS_S else ""
+        self._tell(SweepProgress(self._runs, self._done, self._kept, self._failed, count, left_s, trouble))

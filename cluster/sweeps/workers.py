@@ -31,6 +31,8 @@ _LOOKS = 50
 
 Tell = Callable[[int], None]
 """Gets to know often how many runs are under way."""
+Happened = Callable[[str], None]
+"""Gets to know what is out of the ordinary."""
 Finished = Generator[tuple[int, RunOutcome], None, None]
 """Outcomes as they come, each with the place of its order."""
 
@@ -64,15 +66,16 @@ def workers_for(wanted: int | None, runs: int, address: str | None = None) -> in
 
 
 def finished_runs(
-    orders: Sequence[RunOrder], workers: int | None, tell: Tell, should_stop: ShouldStop, address: str | None = None
-) -> Finished:
+    orders: Sequence[RunOrder], workers: int | None, tell: Tell, should_stop: ShouldStop, address: str | None = None,
+    happened: Happened = lambda _: None,
+) -> Finished:  # fmt: skip
     """Make all runs; ends early when told to stop, without those under way.
 
     Raises what ``RayCluster`` does. Whoever leaves early closes the iterator, and with it the workers.
     """
     if workers == 0 or not orders:
         return _here(orders, tell, should_stop)
-    return on_workers(orders, workers, tell, should_stop, address=address)
+    return on_workers(orders, workers, tell, should_stop, address=address, happened=happened)
 
 
 def _here(orders: Sequence[RunOrder], tell: Tell, should_stop: ShouldStop) -> Finished:
@@ -95,7 +98,7 @@ class _UnderWay:
 
 def on_workers(
     orders: Sequence[RunOrder], workers: int | None, tell: Tell, should_stop: ShouldStop, kind: type = RunWorker,
-    address: str | None = None, patience_s: float = PATIENCE_S,
+    address: str | None = None, patience_s: float = PATIENCE_S, happened: Happened = lambda _: None,
 ) -> Finished:  # fmt: skip
     """As ``finished_runs``, on Ray actors that hold a ``kind``: so many workers, or one for each of Ray's cores."""
     waiting = deque(range(len(orders)))
@@ -105,7 +108,14 @@ def on_workers(
     look_s = _SHORTEST_LOOK_S
     tell(0)
     with RayCluster(address) as cluster:
-        cluster.start(min(workers or cores(), cores()))
+        try:
+            cluster.start(min(workers or cores(), cores()))
+        except ClusterLostError:
+            if should_stop():
+                return
+            raise
+        if cluster.lost_at_start:
+            happened(f"{cluster.lost_at_start}; another Ray was started")
         most = workers or min(cluster.cpus, len(orders))
         while (waiting or busy) and not should_stop():
             wanted = min(len(waiting), most - len(busy))

@@ -392,3 +392,16 @@ def test_what_is_left_is_guessed_from_the_runs_so_far(monkeypatch: pytest.Monkey
     pace.under_way(2)
     # Two of six took 4 s: the other four will take 8.
     assert [(one.done, one.failed, one.left_s) for one in glances] == [(2, 0, None), (4, 1, 8.0), (4, 1, 5.0)]
+
+
+def test_what_happened_is_told_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("cluster.sweeps.progress.time.monotonic", lambda: now[0])
+    told: list[str] = []
+    pace = Pace(runs=8, kept=0, tell=lambda glance: told.append(described(glance)))
+    pace.under_way(0)
+    pace.happened("Ray's process raylet ended unexpectedly; another Ray was started")
+    for now[0] in (101.0, 103.0, 104.0):
+        pace.under_way(1)
+    news = "; Ray's process raylet ended unexpectedly; another Ray was started"
+    assert told == ["0 of 8 runs done", *(f"0 of 8 runs done, 1 under way{text}" for text in (news, news, ""))]

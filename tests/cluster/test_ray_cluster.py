@@ -144,12 +144,12 @@ def test_an_actor_ends_its_own_actors(cluster: RayCluster) -> None:
 
 HEADLESS = """
 import os, signal, sys, time
-from cluster import ray_cluster
+from cluster import ray_daemons
 from cluster.process_family import family
 from cluster.ray_cluster import ClusterLostError, RayCluster
 from test_ray_cluster import LONG_S, Counter, program_of
 
-ray_cluster.STILL_S = 1.0
+ray_daemons.STILL_S = 1.0
 victim, number = sys.argv[1].encode(), int(sys.argv[2])
 cluster = RayCluster()
 cluster.start(2)

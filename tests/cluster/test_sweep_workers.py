@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,9 @@ from pretended_cluster import Fate, PretendedActor, PretendedCall, PretendedClus
 
 from cluster.machine import cores
 from cluster.ray_cluster import ActorLostError, ClusterLostError, Missing
+from cluster.scenario import Scenario
+from cluster.sweeps.parameter_sweep import sweep
+from cluster.sweeps.progress import described
 from cluster.sweeps.run import RunOrder, RunOutcome
 from cluster.sweeps.workers import MOST_LOSSES, WorkersError, on_workers, workers_for
 
@@ -150,3 +154,34 @@ def test_a_run_that_ends_while_new_workers_do_not_come_up_is_kept_though_the_clu
 
     cluster = SweptCluster(fate, 1)
     assert digests_on(cluster, "ab", monkeypatch) == {"b"}
+
+
+def test_a_sweep_says_that_ray_was_started_once_more(
+    monkeypatch: pytest.MonkeyPatch, tiny_scenario: Scenario
+) -> None:
+    cluster = SweptCluster(lambda _: None, 0)
+    cluster.lost_at_start = "Ray's process raylet ended unexpectedly"
+    monkeypatch.setattr("cluster.sweeps.workers.RayCluster", lambda _: cluster)
+    monkeypatch.setattr("cluster.sweeps.progress.EVERY_S", 0.0)
+    told: list[str] = []
+    sweep(tiny_scenario, seeds=2, workers=2, on_progress=lambda glance: told.append(described(glance)))
+    assert told[:2] == [
+        "0 of 2 runs done",
+        "0 of 2 runs done, 2 under way; Ray's process raylet ended unexpectedly; another Ray was started",
+    ]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_sweep_that_is_told_to_end_while_ray_starts_ends_as_it_was_asked(
+    asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken_off(_: int) -> None:
+        raise ClusterLostError("Ray did not start: its process gcs_server ended unexpectedly")
+
+    cluster = SweptCluster(lambda _: None, 0)
+    monkeypatch.setattr(cluster, "start", broken_off)
+    monkeypatch.setattr("cluster.sweeps.workers.RayCluster", lambda _: cluster)
+    order = RunOrder("a", "", 1, pairs=False)
+    runs = on_workers([order], 1, lambda _: None, lambda: "stopped by SIGTERM" if asked else None, DigestWorker)
+    with nullcontext() if asked else pytest.raises(ClusterLostError, match="gcs_server"):
+        assert list(runs) == []
