@@ -17,7 +17,7 @@ from node.hypervisor_port import Answers, Batch, LaunchRefused, Task
 from node.launched_vm import LaunchedVm
 from psp import command_buffers as buffers
 from psp import swap_buffers
-from psp.commands import SnpCommand
+from psp.commands import SnpCommand, command_name
 from psp.page_swap import DATA, METADATA, MdataEntry
 from psp.status import Status
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES, RmpEntry
@@ -228,5 +228,5 @@ def counted(answer: object, command: SnpCommand) -> int:
     """How many pages a row's order was carried out for. Raises LaunchRefused with the status where for none."""
     if not isinstance(answer, int) or answer <= 0:
         status = Status(-answer).name if isinstance(answer, int) else repr(answer)
-        raise LaunchRefused(f"{command.name}: {status}")
+        raise LaunchRefused(f"{command_name(command)}: {status}")
     return answer

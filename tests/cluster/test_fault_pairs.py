@@ -64,13 +64,15 @@ FAILS = "the source's firmware fails"
         (42, "SEV_SNP", (Timed("the target's firmware fails", 1586263000), Timed(FAILS, 1237442000))),
         (159, "SEV_SNP", (Timed(KILLED, 1130880000), Timed(FULL_AND_DOWN, 1604520000))),
         (117, "SEV_SNP by its handler", (Timed(FULL_AND_DOWN, 1653697000), Timed(KILLED, 1015663000))),
+        (317, "SEV_SNP above an SVSM", (Timed("nothing goes out of the source", 1048390000), Timed(FAILS, 1186266000))),
     ],
 )  # fmt: skip
 def test_schedules_that_once_went_wrong_go_right(
     seed: int, way: str, inner: tuple[Timed, ...], firmware: Path
 ) -> None:
     """Pages that nobody took back of a guest that does not come in again; an agent whose firmware failed once and that
-    never had an answer again; a record that was read anew and kept no room for what was under way.
+    never had an answer again; a record that was read anew and kept no room for what was under way; a row of pages that
+    stayed out and gave its command another name than a page did.
     """
     assert played(at_once(seed, way, firmware, *inner))[0] is None
 
