@@ -21,6 +21,7 @@ from cluster.hand_over import Command, Record
 from node.agent_transfer import AGENT
 from node.guest import GuestState
 from node.host import Host
+from node.memory_controller import NoKey
 from node.migration_frames import Stream
 from node.migration_handler import STATE_GPA, Kept
 from psp.commands import LegacyCommand, SnpCommand
@@ -252,7 +253,7 @@ def _handler_restarts(name: str) -> Callable[[Built, int], None]:
 def begin_anew(host: Host, vm: str) -> bool:
     """Have a handler forget all it knew, but not that its guest is not here any more; False for one that knows nothing.
 
-    It is the guest's own code that does so: it writes with the guest's key.
+    It is the guest's own code that does so: it writes with the guest's key, without which there is no guest that runs.
     """
     try:
         record = host.hypervisor.launched(vm)  # type: ignore[attr-defined]  # it is in this process
@@ -261,7 +262,11 @@ def begin_anew(host: Host, vm: str) -> bool:
         return False
     if spa is None or not host.board.bus.rmp_entry(spa).validated:
         return False
-    if Kept.parse(host.board.controller.read(spa, PAGE_BYTES, record.asid)).handed_over:
+    try:
+        kept = Kept.parse(host.board.controller.read(spa, PAGE_BYTES, record.asid))
+    except NoKey:
+        return False
+    if kept.handed_over:
         return False
     host.board.controller.write(spa, Kept().pack(), record.asid)
     return True

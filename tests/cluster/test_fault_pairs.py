@@ -88,6 +88,13 @@ def test_whose_context_an_agent_alone_had_ends_and_says_so_and_nobody_else_may(f
     assert wrong.endswith("nowhere, and no host crashed that had it: migration agent: nothing of this guest is kept")
 
 
+def test_a_handler_does_not_begin_anew_in_a_vm_whose_key_is_not_there(firmware: Path) -> None:
+    """At a place whose pages are validated, and whose ASID has no key."""
+    one = faults.whole_schedule(306, "SEV_TIO by its handler", firmware)
+    assert [timed.fault for timed in one.inner] == ["the target's handler begins anew", "the target's firmware fails"]
+    assert played(one)[0] is None
+
+
 @pytest.mark.parametrize(("started_ns", "outcome", "is_right"), [
     (5, Outcome.TIMED_OUT, True), (5, Outcome.UNFINISHED, True), (-1, Outcome.NO_ROOM, False),
     (5, Outcome.COMPLETED, False),
