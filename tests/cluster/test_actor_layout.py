@@ -360,6 +360,8 @@ def process_of(pid):
     process = found(pid)
     if left and f"/{name}\\0" in Path(f"/proc/{pid}/cmdline").read_text():
         left.pop()
+        if "told" in sys.argv:
+            os.kill(os.getpid(), signal.SIGTERM)
         os.kill(pid, signal.SIGKILL)
     return process
 
@@ -367,7 +369,7 @@ ray_cluster.process_of = process_of
 code = main(["run", "quiet", "--no-sweep", "--quiet", "--json"])
 sys.exit(code if not left else "still left to end")
 """
-"""A run whose Ray loses a process of a name as soon as it has one, so many times."""
+"""A run whose Ray loses a process of a name as soon as it has one, so many times; "told" to end itself just before."""
 
 
 @pytest.mark.ray
@@ -389,6 +391,19 @@ def test_a_process_of_rays_that_ends_while_it_starts_is_survived_once(
     )
     assert (ran.returncode, ran.stderr) == ((1, f"sevfleet: {wrong}\n") if wrong else (0, ""))
     assert wrong or json.loads(ran.stdout)["digest"] == run(load_scenario("quiet"), layout="inline").digest
+    assert not list(Path(temporary).iterdir())
+
+
+@pytest.mark.ray
+def test_who_is_told_to_end_too_starts_no_other_ray(temporary: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-c", ENDS, "gcs_server", "2", "told"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": temporary}
+    ran = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LONG_S, check=False
+    )
+    *said, left = ran.stderr.splitlines()
+    assert left == "still left to end"  # there was no second one
+    assert said[0].startswith("sevfleet: stopped by SIGTERM")
     assert not list(Path(temporary).iterdir())
 
 
