@@ -11,8 +11,8 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-_OBJECTS = 500_000
-"""New containers between two looks at them, in place of Python's 700: some 100 MB, if all of them were garbage."""
+_OBJECTS = 1_000_000
+"""New containers between two looks at them, in place of Python's 700: some 200 MB, if all of them were garbage."""
 
 _usual = gc.get_threshold()
 
