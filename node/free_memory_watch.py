@@ -48,7 +48,7 @@ class FreeMemoryWatch:
     def goes_on(self) -> bool:
         """Whether it is on and has seen nothing; else it ends. Changes of the RMP elsewhere end it, too.
 
-        To be asked before each act that is put off: what came back since then is watched from now on. No act before
+        To be asked before frames are taken later: what came back since then is watched from now on. No act before
         finds its frames there.
         """
         if not self.starts:
