@@ -20,7 +20,8 @@ The design is two-phase commit with presumed abort (Mohan, Lindsay and Obermarck
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -272,85 +273,92 @@ PACED answers what is said between the rows to a destination whose VM runs ahead
 """
 
 
-_ENDED = (Holding.RUNS, Holding.NOTHING)
-"""What a host has of a VM that is in no move."""
-_READY, _RUNS, _STAYED = Report.READY, Report.RUNS, Report.STAYED
-"""At hand: hosts ask for them with every command."""
-_new = tuple.__new__
-"""Makes a named tuple without the call of Python's that its class would add."""
-
-
-class Heard(NamedTuple):
-    """What a host remembers of a VM: the newest move it heard of, the last it started it under, and went on after.
-
-    It went on after all that were before one by which it was to leave.
-    """
-
-    newest: int = -1
-    started: int = -1
-    stayed: int = -1
-
-
-class Mine(NamedTuple):
+@dataclass(slots=True)
+class Mine:
     """A host and one VM: what it has, under which move, and what it remembers, which no restart takes away."""
 
     holding: Holding
-    number: int
-    heard: Heard
+    number: int = -1
+    """Of the move that it is in; -1 for none."""
+    newest: int = -1
+    """The newest move that it heard of."""
+    started: int = -1
+    """The last that it started it under."""
+    stayed: int = -1
+    """The last that it went on after; it went on after all that were before one by which it was to leave."""
 
 
-def goes_on(mine: Mine, row: HostStep) -> Mine:
-    """What a host has, and remembers, after the command of a row that is of the move it is in."""
-    _, number, heard = mine
-    to, report = row
-    if report is _RUNS:
-        heard = _new(Heard, (heard.newest, number, heard.stayed))
-    elif report is _STAYED:
-        heard = _new(Heard, (heard.newest, heard.started, number))
-    return _new(Mine, (to, -1 if to in _ENDED else number, heard))
+def _keeps(mine: Mine, number: int) -> None:
+    mine.number = mine.newest = number
 
 
-def begun(mine: Mine, row: HostStep, number: int) -> Mine:
-    """The same after the command of a row that begins a move, newer than all it heard of."""
-    _, started, stayed = mine.heard
-    to, report = row
-    if report is _READY and number - 1 > stayed:
-        stayed = number - 1  # Who is asked to let it go, and has it, went on after whatever was before.
-    return _new(Mine, (to, number, _new(Heard, (number, started, stayed))))
+def _is_to_leave(mine: Mine, number: int) -> None:
+    mine.number = mine.newest = number
+    # Who is asked to let it go, and has it, went on after whatever was before.
+    mine.stayed = max(mine.stayed, number - 1)
 
 
-def told(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None]:
-    """What a host has, and says, after a command; None for silence. It remembers before it says anything."""
-    holding, current, heard = mine
-    row = HOST.get((holding, command))
+def _starts(mine: Mine, number: int) -> None:
+    mine.number, mine.started = -1, number
+
+
+def _goes_on(mine: Mine, number: int) -> None:
+    mine.number, mine.stayed = -1, number
+
+
+def _is_out(mine: Mine, _: int) -> None:
+    mine.number = -1
+
+
+REMEMBERED: Mapping[Report, Callable[[Mine, int], None]] = {
+    Report.READY: _is_to_leave,
+    Report.PLACE: _keeps,
+    Report.RUNS: _starts,
+    Report.STAYED: _goes_on,
+    Report.LEFT: _is_out,
+    Report.NEVER: _is_out,
+    Report.GIVEN: _is_out,
+    Report.DESTROYED: _is_out,
+}
+"""What becomes of the move that a host is in, and of what it remembers, with a row by which it has something else."""
+
+
+def told(mine: Mine, command: Command, number: int) -> Report | None:
+    """What a host says after a command, None for silence. It remembers before it says anything."""
+    row = HOST.get((mine.holding, command))
     if row is None:
         return _passed(mine, command, number)
-    if current == number or (command is Command.DESTROY and heard.started == number):
-        return goes_on(mine, row), row.report
-    if number > heard.newest and command in BEGINNINGS:
-        return begun(mine, row, number), row.report
-    return _passed(mine, command, number)
+    to, report = row
+    if mine.number == number or (command is Command.DESTROY and mine.started == number):
+        if to is mine.holding:
+            return report
+    elif number <= mine.newest or command not in BEGINNINGS:
+        return _passed(mine, command, number)
+    mine.holding = to
+    if (remembered := REMEMBERED.get(report)) is not None:
+        remembered(mine, number)
+    return report
 
 
-def _passed(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None]:
+def _passed(mine: Mine, command: Command, number: int) -> Report | None:
     """The same for a command that has no row, or is not of the move that the VM is in."""
-    holding, current, heard = mine
-    if command not in PASSED or current == number:
-        return mine, None
-    heard = heard._replace(newest=max(heard.newest, number))
+    if command not in PASSED or mine.number == number:
+        return None
+    mine.newest = max(mine.newest, number)
     report = PASSED[command]
-    if report is Report.NEVER and heard.started == number:
-        report = Report.RUNS
-    elif report is Report.STAYED and holding is Holding.NOTHING and heard.stayed < number:
-        report = Report.LOST
-    return Mine(holding, current, heard), report
+    if report is Report.NEVER and mine.started == number:
+        return Report.RUNS
+    if report is Report.STAYED and mine.holding is Holding.NOTHING and mine.stayed < number:
+        return Report.LOST
+    return report
 
 
-def gave_up(mine: Mine) -> tuple[Mine, Report]:
-    """What a destination has, and says, after what came was not whole."""
-    return Mine(Holding.NOTHING, -1, mine.heard), Report.NEVER
+def gave_up(mine: Mine) -> Report:
+    """What a destination says after what came was not whole."""
+    mine.holding, mine.number = Holding.NOTHING, -1
+    return Report.NEVER
 
 
-def crashed(mine: Mine) -> Mine:
-    """What a host has after a crash: its memory is gone, what it wrote down is not."""
-    return Mine(Holding.NOTHING, -1, mine.heard)
+def crashed(mine: Mine) -> None:
+    """A host has crashed: its memory is gone, what it wrote down is not."""
+    mine.holding, mine.number = Holding.NOTHING, -1

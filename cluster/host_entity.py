@@ -115,7 +115,15 @@ class HostEntity:
         self.host = Host(order.spec, PROGRAMS, images, costs, tenants, hypervisor)
         self._clock = self.host.clock
         self._outbox: list[Message] = []
-        self._inbox = Inbox(self._clock.env, self._receive, self._outbox, self.host.earliest_output_ns)
+        self._sequence = 0
+        self._laboratory = 0 if order.keys is None else order.keys[0]
+        kinds: Mapping[str, Callable[[Message], None]] = {
+            "launch": self._launch, "destroy": self._destroy, "frames": self._frames,
+            "certificates": self._certificates, UPDATE: self._update_firmware, COMMIT: self._commit_firmware,
+            CRASH: self._crash,
+        }  # fmt: skip
+        self._migrations = MigrationPort(self.host, self._send, kinds, self._laboratory)
+        self._inbox = Inbox(self._clock.env, self._migrations.receive, self._outbox, self.host.earliest_output_ns)
         self.deliver = self._inbox.deliver
         """Takes a message for later."""
         self.advance = self._inbox.advance
@@ -126,15 +134,7 @@ class HostEntity:
         """Time of the next event or delivery."""
         self.earliest_output_ns = self._inbox.earliest_output_ns
         """Of the first mail that is still to be opened, or what the host promises to say first."""
-        self._sequence = 0
-        self._kinds = {
-            "launch": self._launch, "destroy": self._destroy, "frames": self._frames,
-            "certificates": self._certificates, UPDATE: self._update_firmware, COMMIT: self._commit_firmware,
-            CRASH: self._crash,
-        }  # fmt: skip
-        self.host.network.uplink = lambda target, frames: self._send("frames", (target, frames))
-        self._laboratory = 0 if order.keys is None else order.keys[0]
-        self._migrations = MigrationPort(self.host, self._send, self._laboratory)
+        self.host.network.uplink = self._send_frames
         if self._laboratory and order.spec.product.line.tcb is not None:
             board, roots = self.host.board, agent_roots(order.spec.product.line.name, self._laboratory)
             board.agents.roots, board.handlers.handler = roots, replace(board.handlers.handler, roots=roots)
@@ -143,7 +143,7 @@ class HostEntity:
         if order.keys is not None and order.spec.product.line.tcb is not None:
             from cluster.key_server.host_certificates import store_of  # noqa: PLC0415 - most hosts need none of it
 
-            self.host.fetch_certificates(store_of(self.host, lambda: self._send("fetch", ()), *order.keys))
+            self.host.fetch_certificates(store_of(self.host, self._fetch, *order.keys))
         for guest in order.guests:
             self.host.launch(guest, lambda _: None, running=True)
 
@@ -192,15 +192,6 @@ class HostEntity:
             **{name: float(count) for name, count in sorted(counts.items())},
         }
 
-    def _receive(self, message: Message) -> None:
-        told = self._kinds.get(message.kind)
-        if told is not None:
-            told(message)
-        else:
-            self._migrations.receive(message.kind, message.payload)
-            if self._clock.unsettled:
-                self._clock.settle()
-
     def _ask_launch_owner(self, vm: str, shown: bytes) -> bytes | None:
         if self._owners is None:
             from cluster.launch_owner import launch_owners  # noqa: PLC0415 - most hosts need none of it
@@ -242,6 +233,14 @@ class HostEntity:
         kind = "refused" if guest.state is GuestState.REFUSED else "launched"
         self._send(kind, (guest.spec.name, guest.reason))
 
-    def _send(self, kind: str, fields: tuple[object, ...]) -> None:
+    def _send_frames(self, target: bytes, frames: tuple[bytes, ...]) -> None:
+        self._send("frames", (target, frames))
+
+    def _fetch(self) -> None:
+        self._send("fetch", ())
+
+    def _send(self, kind: str, fields: tuple[object, ...]) -> Message:
         self._sequence += 1
-        self._outbox.append(_new(Message, (self._clock.now_ns, self.name, self._sequence, CONTROL, kind, fields)))
+        message = _new(Message, (self._clock.now_ns, self.name, self._sequence, CONTROL, kind, fields))
+        self._outbox.append(message)
+        return message

@@ -13,8 +13,9 @@ from typing import Any
 
 from cluster import hand_over
 from cluster.agent_certificates import agent_certified, with_own_chain
+from cluster.entity import Message
 from cluster.guest_body import GuestBody, guest_of
-from cluster.hand_over import HOST, Command, Heard, Holding, HostStep, Mine, Report, begun, goes_on
+from cluster.hand_over import HOST, REMEMBERED, Command, Holding, Mine, Report
 from node.departures import Stopped
 from node.dirty_rates import Pool
 from node.guest import GuestSpec, GuestState
@@ -27,8 +28,10 @@ from node.svsm_memory import IMAGE_BYTES
 from psp.policy import LegacyPolicy
 from psp.system_bus import PAGE_BYTES
 
-Send = Callable[[str, tuple[object, ...]], None]
+Send = Callable[[str, tuple[object, ...]], Message]
 """Sends a message of a kind with these fields to the control plane."""
+_Row = tuple[Holding, Callable[[Mine, int], None] | None, Callable[..., None], bool]
+"""What a host has then, what becomes of what it remembers, what is done, and whether all has to be laid down first."""
 
 _HERE = (GuestState.RUNNING, GuestState.PAUSED, GuestState.STOPPED)
 _KEEPS, _LEAVING, _NOTHING, _RUNS, _STANDS, _WHOLE = (
@@ -36,7 +39,6 @@ _KEEPS, _LEAVING, _NOTHING, _RUNS, _STANDS, _WHOLE = (
 )  # fmt: skip
 """As in ``node.vcpu_runner``, lest each command looks them up in their enumeration."""
 _READY, _STOPPED, _PLACE, _CAME, _STARTED = Report.READY, Report.STOPPED, Report.PLACE, Report.WHOLE, Report.RUNS
-_NEW = Mine(_NOTHING, -1, Heard())
 _new = tuple.__new__
 """Makes a named tuple without the call of Python's that its class would add."""
 _KEYS = 0
@@ -50,10 +52,10 @@ class _Known:
     __slots__ = ("asked", "lost", "mine", "paced", "peer", "said")
 
     def __init__(self) -> None:
-        self.mine = _NEW
+        self.mine = Mine(_NOTHING)
         """What it has of it, under which move, and what it wrote down, which a crash does not take away.
 
-        Whether it runs in no move is the guest's to say.
+        What it has in no move is the guest's to say.
         """
         self.lost = -1
         """Under which move it stood still when the host crashed: it may run elsewhere."""
@@ -67,7 +69,7 @@ class _Known:
         """The name of the stream that it travels as."""
         self.asked = -1
         """What between the rows was begun last: 0 for the agreement on keys, else a round's number."""
-        self.said: tuple[str, tuple[object, ...]] | None = None
+        self.said: Message | None = None
         """What was said last, to be said again."""
 
     def has(self, holding: Holding, number: int) -> bool:
@@ -77,13 +79,20 @@ class _Known:
 
 
 class MigrationPort:
-    """Turns messages into calls of a host's departures and arrivals, and back."""
+    """Turns messages into calls of a host's departures and arrivals, and back.
 
-    def __init__(self, host: Host, send: Send, laboratory: int = 0) -> None:
+    ``others`` takes messages of other kinds: most that a host gets are of moves.
+    """
+
+    def __init__(
+        self, host: Host, send: Send, others: Mapping[str, Callable[[Message], None]], laboratory: int = 0
+    ) -> None:
         self._host = host
+        self._clock = host.clock
         self._laboratory = laboratory
         """Whose root keys certify what a migration agent shows."""
         self._send = send
+        self._others = others
         self._known: dict[str, _Known] = {}
         """By the names of VMs."""
         self._done: Mapping[str, tuple[Command, Callable[..., None]]] = {
@@ -99,38 +108,51 @@ class MigrationPort:
                 (Command.GIVE_BACK, self._give_place_back),
             )
         }  # fmt: skip
-        self._steps: Mapping[tuple[Holding, str], tuple[HostStep, Callable[..., None], bool]] = {
-            (had, kind): (row, self._done[kind][1], kind is Command.GO)
+        self._steps: Mapping[tuple[Holding, str], _Row] = {
+            (had, kind): (row.to, REMEMBERED.get(row.report), self._done[kind][1], kind is Command.GO)
             for (had, kind), row in HOST.items() if row.to is not had and kind is not Command.DESTROY
         }  # fmt: skip
-        """The rows by which a move begins or goes on: what carries them out, and whether all has to be laid down first.
-
-        What is destroyed is in no move any more.
-        """
+        """The rows by which a move begins or goes on. What is destroyed is in no move any more."""
         self._between: Mapping[str, Callable[..., None]] = {
             "seal": self._seal, "open": self._open, "round": self._round, "slow": self._slow,
             "ahead": self._ahead, "stall": self._stall,
         }  # fmt: skip
         """What is asked of both hosts between the rows of the hand-over, of the move that they are in."""
 
-    def receive(self, kind: str, fields: tuple[Any, ...]) -> None:
+    def receive(self, message: Message) -> None:
         """Do what a message asks."""
+        kind, fields = message.kind, message.payload
+        if kind in self._others:
+            self._others[kind](message)
+            return
         number, vm = fields[0], fields[1]
         known = self._known.get(vm)
         if known is None:
             known = self._known[vm] = _Known()
-        before = known.mine
-        is_in_it = before.number == number
-        if is_in_it or (before.number < 0 and number > before.heard.newest):
-            # As most that comes: the next command of the move that it is in, or the first of one.
-            step = self._steps.get((before.holding if is_in_it else self._at_rest(vm), kind))
-            if step is not None and not (step[2] and self._host.arrivals.is_laying(vm)):
-                row, done, _ = step
-                known.mine = after = goes_on(before, row) if is_in_it else begun(before, row, number)
-                if after.number < 0:
+        mine = known.mine
+        step = None
+        if mine.number == number:
+            step = self._steps.get((mine.holding, kind))
+        elif mine.number < 0:
+            mine.holding = self._at_rest(vm)
+            if number > mine.newest:
+                step = self._steps.get((mine.holding, kind))
+        # Most that comes is the next command of the move that it is in, or the first of one.
+        if step is None or (step[3] and self._host.arrivals.is_laying(vm)):
+            self._receive_otherwise(known, kind, fields)
+        else:
+            mine.holding, remembered, done, _ = step
+            if remembered is not None:
+                remembered(mine, number)
+                if mine.number < 0:
                     known.rest()
-                done(known, *fields)
-                return
+            done(known, *fields)
+        if self._clock.unsettled:
+            self._clock.settle()
+
+    def _receive_otherwise(self, known: _Known, kind: str, fields: tuple[Any, ...]) -> None:
+        """Do what is asked between the rows, again, or of a move that is another or was forgotten."""
+        number, vm = fields[0], fields[1]
         asked = self._done.get(kind)
         if asked is None:
             self._between[kind](known, *fields)
@@ -139,23 +161,22 @@ class MigrationPort:
         if command is Command.GO and self._host.arrivals.is_laying(vm):
             self._send("busy", (number,))  # What comes of that will be said, and answered.
             return
-        if before.number < 0:
-            before = _new(Mine, (self._at_rest(vm), -1, before.heard))
-        after, report = hand_over.told(before, command, number)
+        mine = known.mine
+        had, before = mine.holding, mine.number
+        report = hand_over.told(mine, command, number)
         if report is None:
-            if before.holding is Holding.NOTHING:
+            if had is _NOTHING:
                 self._miss(number, command)
             return
-        other = after.number != before.number
-        if other and before.number >= 0:
-            if after.number >= 0:
+        other = mine.number != before
+        if other and before >= 0:
+            if mine.number >= 0:
                 # A newer move says that the older one is over, though nobody told so.
                 (self._host.departures.cancel if command is Command.BEGIN else self._host.arrivals.abandon)(vm)
             known.rest()
-        known.mine = after
-        if other or after.holding is not before.holding:
+        if other or mine.holding is not had:
             done(known, *fields)
-        elif before.number == number:
+        elif before == number:
             self._say_again(known, number)
         else:
             self._pass(report, number, command, fields[2:])
@@ -163,10 +184,9 @@ class MigrationPort:
     def crash(self) -> None:
         """Forget what was under way; what was written down stays."""
         for known in self._known.values():
-            holding, number, _ = known.mine
-            if holding is Holding.STANDS:
-                known.lost = number
-            known.mine = hand_over.crashed(known.mine)
+            if known.mine.holding is _STANDS:
+                known.lost = known.mine.number
+            hand_over.crashed(known.mine)
             known.rest()
 
     def standing(self, vm: str) -> int:
@@ -181,10 +201,6 @@ class MigrationPort:
         guest = self._host.guests.get(vm)
         return _RUNS if guest is not None and guest.state in _HERE else _NOTHING
 
-    def _say(self, known: _Known, kind: str, fields: tuple[object, ...]) -> None:
-        known.said = (kind, fields)
-        self._send(kind, fields)
-
     def _miss(self, number: int, command: Command) -> None:
         """Say that there is nothing to begin with: no VM, or a move that was begun before a crash."""
         if command is Command.BEGIN:
@@ -195,7 +211,10 @@ class MigrationPort:
 
     def _say_again(self, known: _Known, number: int) -> None:
         """What was asked before is done, and was said, or the host is at it still."""
-        self._send(*known.said or ("busy", (number,)))
+        if known.said is None:
+            self._send("busy", (number,))
+        else:
+            self._send(known.said.kind, known.said.payload)
 
     def _is_new(self, known: _Known, number: int, step: int) -> bool:
         """Whether something between the rows is to be begun: not what was, and nothing of who is not here."""
@@ -223,9 +242,12 @@ class MigrationPort:
     def _migrate(
         self, known: _Known, number: int, vm: str, destination: str, let_go_within_ns: int, looks: bool
     ) -> None:
-        found = self._host.departures.begin(vm, lambda pools: self._send("dirty", (number, _bodies(pools))))
+        def writes(pools: tuple[Pool, ...]) -> None:
+            self._send("dirty", (number, _bodies(pools)))
+
+        found = self._host.departures.begin(vm, writes)
         if isinstance(found, MigrationRefusal):
-            known.mine = known.mine._replace(holding=Holding.NOTHING, number=-1)
+            known.mine.holding, known.mine.number = _NOTHING, -1
             self._send("stays", (number, found.name, found.value))
             return
         guest = self._host.guests[vm]
@@ -238,7 +260,7 @@ class MigrationPort:
             if not known.has(_LEAVING, number):
                 return  # It was called off meanwhile.
             if wrong is not None:
-                self._say(known, "stays", (number, _NAMES[wrong], wrong))
+                known.said = self._send("stays", (number, _NAMES[wrong], wrong))
                 return
             self._send("let-go", (number, self._host.now_ns))
             self._ready(known, number, vm, self._host.departures.statement(vm), looks=looks)
@@ -253,7 +275,7 @@ class MigrationPort:
         if spec.svsm and spec.machine.by_agents:
             memory_bytes += IMAGE_BYTES
         held = self._host.departures.zero_pages(vm) if looks else (0, 0)
-        self._say(known, _READY, (number, memory_bytes, _bodies(pools), self._platform(spec), *held))
+        known.said = self._send(_READY, (number, memory_bytes, _bodies(pools), self._platform(spec), *held))
 
     def _seal(self, known: _Known, number: int, vm: str, certificates: bytes) -> None:
         if not self._is_new(known, number, _KEYS):
@@ -268,7 +290,7 @@ class MigrationPort:
             name = None if wrong is None else _NAMES.get(wrong, wrong)
             if session and is_attested(self._host.guests[vm].spec):
                 session = agent_certified(session, self._host.board.psp, self._laboratory)
-            self._say(known, "sealed", (number, name, session))
+            known.said = self._send("sealed", (number, name, session))
 
         self._host.departures.seal(vm, certificates, told)
 
@@ -281,7 +303,7 @@ class MigrationPort:
             self._host.departures.hand_on(vm)
 
     def _stall(self, known: _Known, number: int, vm: str, since: int, standing_still: float, answer: bool) -> None:
-        if known.mine.heard.started == number and (number, since) > known.paced:
+        if known.mine.started == number and (number, since) > known.paced:
             known.paced = number, since
             if vm in self._host.guests and known.mine.number < 0:
                 self._host.arrivals.slow(vm, standing_still)
@@ -299,7 +321,7 @@ class MigrationPort:
         side = self._host.arrivals if known.mine.holding is Holding.KEEPS else self._host.departures
 
         def done() -> None:
-            self._say(known, "through", (number, round_, self._host.spec.name))
+            known.said = self._send("through", (number, round_, self._host.spec.name))
 
         side.copy(vm, pages, done)
 
@@ -308,17 +330,17 @@ class MigrationPort:
         reads = tuple(self._host.departures.reads(vm)) if ahead else ()
 
         def failed(why: str) -> None:
-            self._say(known, "stays", (number, _NAMES.get(why, "NOT_SENT"), why))
+            known.said = self._send("stays", (number, _NAMES.get(why, "NOT_SENT"), why))
 
         def done(stopped: Stopped | None) -> None:
             if not known.has(_STANDS, number):
                 return
             if stopped is None:
-                self._say(known, "ended", (number,))
+                known.said = self._send("ended", (number,))
                 return
             state = stopped.state
-            self._say(
-                known, _STOPPED,
+            known.said = self._send(
+                _STOPPED,
                 (
                     number, Stream(state, known.peer), PageDigests(state.pages), stopped.books.body(),
                     stopped.written_pages, stopped.stopped_ns, stopped.unsent_pages, reads,
@@ -354,7 +376,7 @@ class MigrationPort:
                 from cluster.platform_certificates import certified  # noqa: PLC0415 - few guests ask for AMD's
 
                 certificates = certified(certificates, self._host.board.psp.legacy.keys.chip)
-            self._say(known, _PLACE, (number, wrong, certificates, platform))
+            known.said = self._send(_PLACE, (number, wrong, certificates, platform))
 
         self._host.arrivals.prepare(spec, told)
 
@@ -364,7 +386,7 @@ class MigrationPort:
 
         def told(wrong: str | None) -> None:
             if known.has(_KEEPS, number):
-                self._say(known, "opened", (number, wrong))
+                known.said = self._send("opened", (number, wrong))
 
         self._host.arrivals.open(vm, session, told)
 
@@ -386,9 +408,9 @@ class MigrationPort:
             if not known.has(_WHOLE, number):
                 return  # It is not awaited any more.
             if wrong is None:
-                self._say(known, _CAME, (number, self._host.arrivals.pages_checked - before))
+                known.said = self._send(_CAME, (number, self._host.arrivals.pages_checked - before))
             else:
-                known.mine, report = hand_over.gave_up(known.mine)
+                report = hand_over.gave_up(known.mine)
                 known.rest()
                 self._host.arrivals.abandon(vm)
                 self._send(report, (number, wrong))
@@ -402,10 +424,11 @@ class MigrationPort:
             return
         spec = self._host.guests[vm].spec
         if spec.devices:
-            devices, host = len(spec.devices), self._host
-            host.arrivals.await_devices(
-                vm, lambda trusted: self._send("settled", (number, host.now_ns, trusted.bit_count(), devices))
-            )
+
+            def settled(trusted: int) -> None:
+                self._send("settled", (number, self._host.now_ns, trusted.bit_count(), len(spec.devices)))
+
+            self._host.arrivals.await_devices(vm, settled)
         self._host.arrivals.start(vm)
         self._send(_STARTED, (number, self._host.now_ns))
 

@@ -4,6 +4,8 @@ The network is the set of all that was ever said: what is in it may come at any 
 loss, delay, repetition and reordering are all in it, and the states stay few enough to visit every one.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +18,6 @@ from cluster.hand_over import (
     TO_SOURCE,
     Command,
     Event,
-    Heard,
     Holding,
     Mine,
     Phase,
@@ -44,9 +45,24 @@ class Move(NamedTuple):
     record: Record | None
 
 
+class Had(NamedTuple):
+    """What a host has of the VM and remembers, as ``Mine`` has it, for good."""
+
+    holding: Holding
+    number: int = -1
+    newest: int = -1
+    started: int = -1
+    stayed: int = -1
+
+    def after(self, act: Callable[[Mine], Report | None]) -> tuple[Had, Report | None]:
+        mine = Mine(*self)
+        report = act(mine)
+        return Had(mine.holding, mine.number, mine.newest, mine.started, mine.stayed), report
+
+
 class World(NamedTuple):
     moves: tuple[Move, ...]
-    hosts: tuple[Mine, ...]
+    hosts: tuple[Had, ...]
     said: int
     """One bit for each word of each move."""
     resumed: frozenset[int]
@@ -58,16 +74,16 @@ class World(NamedTuple):
 
 
 def start(hosts: int, *, ahead: bool = False) -> World:
-    mine = (Mine(Holding.RUNS, -1, Heard()), *[Mine(Holding.NOTHING, -1, Heard())] * (hosts - 1))
-    return World((), mine, 0, frozenset(), frozenset(), ahead)
+    had = (Had(Holding.RUNS), *[Had(Holding.NOTHING)] * (hosts - 1))
+    return World((), had, 0, frozenset(), frozenset(), ahead)
 
 
 def copies(world: World) -> list[int]:
     """The hosts that hold the VM as it is: no old copy of it, and all of it."""
     found = []
-    for name, (holding, number, _) in enumerate(world.hosts):
+    for name, (holding, number, *_) in enumerate(world.hosts):
         if holding is Holding.STANDS:
-            fresh = world.hosts[world.moves[number].destination].heard.started < number
+            fresh = world.hosts[world.moves[number].destination].started < number
         else:
             fresh = holding in RUNNING or (holding is Holding.WHOLE and number not in world.resumed)
             fresh = fresh and not (world.ahead and is_apart(world, name))
@@ -77,8 +93,8 @@ def copies(world: World) -> list[int]:
 
 def is_apart(world: World, name: int) -> bool:
     """Whether what a host has lives by a source that does not have its part any more."""
-    holding, number, heard = world.hosts[name]
-    number = number if holding is Holding.WHOLE else heard.started
+    had = world.hosts[name]
+    number = had.number if had.holding is Holding.WHOLE else had.started
     return number >= 0 and world.moves[number].phase is not Phase.DESTINATION and not sends(world, number)
 
 
@@ -108,7 +124,7 @@ def at_host(world: World, number: int, command: Command, *, spoiled: bool = Fals
     move = world.moves[number]
     name = move.source if command in TO_SOURCE else move.destination
     before = world.hosts[name]
-    after, report = gave_up(before) if spoiled else hand_over.told(before, command, number)
+    after, report = before.after(gave_up if spoiled else lambda mine: hand_over.told(mine, command, number))
     if report is Report.LOST:
         assert name in world.crashes or move.phase is Phase.DESTINATION or not copies(world), ALIVE
     if after == before and (report is None or world.said & BITS[number, report]):
@@ -156,9 +172,9 @@ def following(world: World, most_moves: int, most_crashes: int) -> Iterator[tupl
                 yield False, begun
     if len(world.crashes) == most_crashes:
         return
-    for name, mine in enumerate(world.hosts):
+    for name, had in enumerate(world.hosts):
         if name not in world.crashes:
-            hosts = (*world.hosts[:name], crashed(mine), *world.hosts[name + 1 :])
+            hosts = (*world.hosts[:name], had.after(crashed)[0], *world.hosts[name + 1 :])
             yield True, world._replace(hosts=hosts, crashes=world.crashes | {name})
     if -1 not in world.crashes:
         yield True, restarted(world)
@@ -176,7 +192,7 @@ def restarted(world: World) -> World:
 
 def good(world: World) -> bool:
     """It runs in one place if anybody has it, the others have nothing, and nothing is under way."""
-    held = [mine.holding for mine in world.hosts]
+    held = [had.holding for had in world.hosts]
     at_rest = all(move.phase in FINAL for move in world.moves)
     running = held.count(Holding.RUNS)
     return at_rest and running == bool(copies(world)) and held.count(Holding.NOTHING) == len(held) - running
@@ -197,7 +213,7 @@ def explore(hosts: int, most_moves: int, most_crashes: int, *, ahead: bool = Fal
             if ways is None:
                 ways = before[after] = []
                 todo.append(after)
-                assert sum(mine.holding in RUNNING for mine in after.hosts) <= 1, TWO
+                assert sum(had.holding in RUNNING for had in after.hosts) <= 1, TWO
             if not by_crash:
                 assert not had or copies(after), NONE
                 assert had or on_its_way(world) or not (copies(after) or on_its_way(after)), BACK
@@ -315,21 +331,24 @@ def test_a_machine_that_runs_on_without_its_memory_is_found(monkeypatch: pytest.
 @pytest.mark.parametrize("heard_stay", [False, True])
 def test_a_source_that_let_a_vm_go_later_does_not_say_that_it_lost_it_before(*, heard_stay: bool) -> None:
     """Whether it heard that it was to keep it, or not; what it has just let go for, it has lost otherwise."""
-    mine = Mine(Holding.RUNS, -1, Heard())
+    mine = Mine(Holding.RUNS)
     for number in (3, 5, 8):
         for command in (Command.BEGIN, *[Command.STAY] * (heard_stay and number < 8)):
-            mine, _ = hand_over.told(mine, command, number)
+            hand_over.told(mine, command, number)
     for command in (Command.STOP, Command.LEAVE):
-        mine, _ = hand_over.told(mine, command, 8)
+        hand_over.told(mine, command, 8)
     assert mine.holding is Holding.NOTHING
-    said = [hand_over.told(mine, Command.STAY, number)[1] for number in (3, 5, 8)]
+    said = [hand_over.told(mine, Command.STAY, number) for number in (3, 5, 8)]
     assert said == [Report.STAYED, Report.STAYED, Report.LOST]
 
 
 def test_without_numbers_what_is_late_takes_the_vm_away_where_it_came_back_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    def told(mine: Mine, command: Command, number: int) -> tuple[Mine, Report | None]:
+    def told(mine: Mine, command: Command, number: int) -> Report | None:
         row = hand_over.HOST.get((mine.holding, command))
-        return (mine, None) if row is None else (Mine(row.to, number, mine.heard), row.report)
+        if row is None:
+            return None
+        mine.holding, mine.number = row.to, number
+        return row.report
 
     monkeypatch.setattr(hand_over, "told", told)
     with pytest.raises(AssertionError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.hand_over import Heard, Holding, Mine, Report
+from cluster.entity import CONTROL, Message
+from cluster.hand_over import Holding, Mine, Report
 from cluster.migration_port import MigrationPort, _Known
 from node.cost_table import load_cost_table
 from node.firmware_image import laboratory_image
@@ -28,10 +29,19 @@ def port() -> tuple[MigrationPort, Host, list[tuple[str, tuple[object, ...]]]]:
     )
     host.clock.env.run(until=10**6)
     said: list[tuple[str, tuple[object, ...]]] = []
-    port = MigrationPort(host, lambda kind, fields: said.append((kind, fields)))
+
+    def send(kind: str, fields: tuple[object, ...]) -> Message:
+        said.append((kind, fields))
+        return Message(host.now_ns, "here", len(said), CONTROL, kind, fields)
+
+    port = MigrationPort(host, send, {})
     known = port._known["vm"] = _Known()
-    known.mine = Mine(Holding.RUNS, -1, Heard(newest=4, started=STARTED))
+    known.mine = Mine(Holding.RUNS, newest=4, started=STARTED)
     return port, host, said
+
+
+def stall(*fields: object) -> Message:
+    return Message(1, CONTROL, 1, "here", "stall", fields)
 
 
 @pytest.mark.parametrize("number", [0, STARTED - 1, STARTED, STARTED + 1])
@@ -39,10 +49,10 @@ def test_only_the_move_that_it_was_started_under_slows_it_and_each_that_asks_is_
     port: tuple[MigrationPort, Host, list[tuple[str, tuple[object, ...]]]], number: int
 ) -> None:
     one, host, said = port
-    one.receive("stall", (number, "vm", 10, 0.5, True))
+    one.receive(stall(number, "vm", 10, 0.5, True))
     assert (host.guests["vm"].throttle is not None) is (number == STARTED)
     assert said == [(Report.PACED, (number, 10))]
-    one.receive("stall", (number, "vm", 20, 0.0, False))
+    one.receive(stall(number, "vm", 20, 0.0, False))
     assert (host.guests["vm"].throttle, said) == (None, [(Report.PACED, (number, 10))])
 
 
@@ -51,9 +61,9 @@ def test_what_was_found_before_what_was_told_last_is_passed_over(
 ) -> None:
     one, host, _ = port
     for since, standing_still in ((20, 0.0), (10, 0.5), (20, 0.5)):
-        one.receive("stall", (STARTED, "vm", since, standing_still, False))
+        one.receive(stall(STARTED, "vm", since, standing_still, False))
         assert host.guests["vm"].throttle is None
-    one.receive("stall", (STARTED, "vm", 21, 0.5, False))
+    one.receive(stall(STARTED, "vm", 21, 0.5, False))
     throttle = host.guests["vm"].throttle
     assert throttle is not None
     assert throttle.standing_still == 0.5
@@ -65,8 +75,8 @@ def test_one_that_is_to_leave_again_and_one_that_is_gone_are_left_alone(
 ) -> None:
     one, host, said = port
     known = one._known["vm"]
-    known.mine = known.mine._replace(holding=holding, number=STARTED + 1)
-    one.receive("stall", (STARTED, "vm", 10, 0.5, True))
+    known.mine = Mine(holding, STARTED + 1, newest=4, started=STARTED)
+    one.receive(stall(STARTED, "vm", 10, 0.5, True))
     assert host.guests["vm"].throttle is None
-    one.receive("stall", (STARTED, "another", 10, 0.5, True))
+    one.receive(stall(STARTED, "another", 10, 0.5, True))
     assert said == [(Report.PACED, (STARTED, 10))] * 2
