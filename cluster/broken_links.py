@@ -76,7 +76,7 @@ def break_round_off(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     if one.copying is Copying.ROUND:
         sent_bytes = break_off(live, one, now_ns) if one.flows else one.precopy.size_bytes
         one.told_bytes = one.precopy.size_bytes - sent_bytes
-    one.unserved = {}
+    one.unserved = ()
     one.precopy.break_off(sent_bytes, now_ns)
 
 

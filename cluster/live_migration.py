@@ -84,7 +84,7 @@ class LiveMigrations:
         excluded: frozenset[str] = frozenset(),
     ) -> Migration:  # fmt: skip
         """Begin a migration, or put it in line; ``over`` is called when it has ended."""
-        one = Migration(len(self.all), order, now_ns, over=over)
+        one = Migration(len(self.all), order, now_ns, over)
         self.all.append(one)
         source = self.placement.host_of(order.vm)
         if source is None:
@@ -209,7 +209,7 @@ class LiveMigrations:
             one.silence = 0 if one.ready is None else one.silence
             one.ready = memory_bytes, pools_of(pools) if pools else ()
             if platform:
-                one.platforms[one.source] = platform
+                one.platforms = {**one.platforms, one.source: platform}
             elif self.settings.zero_share is not None:
                 one.zero_bytes = zero_bytes + self.settings.zeros_among(memory_bytes - held_bytes)
             if one.has_place:
@@ -227,7 +227,7 @@ class LiveMigrations:
             return
         one.has_place, one.certificates = True, certificates
         if platform:
-            one.platforms[one.destination] = platform
+            one.platforms = {**one.platforms, one.destination: platform}
         if one.ready is not None:
             self._begin_copying(one, now_ns)
 
@@ -321,7 +321,7 @@ class LiveMigrations:
     def on_through(self, one: Migration, now_ns: int, round_: int, host: str) -> None:
         """A host's security processor has sent, or received, all that a round copies."""
         if round_ == one.rounds_told and host in one.unserved:
-            del one.unserved[host]
+            one.unserved = tuple([each for each in one.unserved if each != host])
             one.silence = 0
             if not one.unserved and not one.flows:
                 self._copied(one, now_ns)
@@ -420,7 +420,7 @@ class LiveMigrations:
         """The pages go through both security processors while the network carries them."""
         assert one.precopy is not None
         one.rounds_told += 1
-        one.unserved = {one.source: None, one.destination: None}
+        one.unserved = one.source, one.destination
         memory_bytes, shared_bytes = one.precopy.memory_bytes, one.platforms[one.source][-1]
         new_bytes, one.told_bytes = max(0, size_bytes - one.told_bytes), 0
         one.private_pages = -(-(new_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
@@ -502,7 +502,7 @@ class LiveMigrations:
 
     def _stays(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
         end_flow(self, one, now_ns)
-        one.unserved = {}
+        one.unserved = ()
         if one.started_ns < 0:
             self.admission.forget(one.number)
         self.placement.settle(one.order.vm, moved=False)
@@ -554,7 +554,7 @@ class LiveMigrations:
         last = self.record.last()
         for one in list(self._by_vm.values()):
             end_flow(self, one, now_ns)
-            one.luggage, one.unserved = (), {}
+            one.luggage, one.unserved = (), ()
             if one.number not in last:
                 self.admission.forget(one.number)
                 self.placement.settle(one.order.vm, moved=False)

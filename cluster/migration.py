@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cluster.hand_over import Phase, Report
@@ -68,13 +69,13 @@ class MigrationOrder(NamedTuple):
     """Where in the fleet the search for room begins."""
 
 
-@dataclass(slots=True)
+_NOTHING: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
+
+
 class Migration:
     """One migration. Times are virtual nanoseconds, -1 for not yet."""
 
-    number: int
-    order: MigrationOrder
-    ordered_ns: int
+    # What a move has not come to, and most never do, stands here.
     guest: GuestSpec | None = None
     source: str = ""
     destination: str = ""
@@ -88,19 +89,17 @@ class Migration:
     ended_ns: int = -1
     stopped_ns: int = -1
     resumed_ns: int = -1
-    history: list[tuple[Phase, int]] = field(default_factory=list)
-    """Every phase that it entered, and when."""
     precopy: Precopy | None = None
     ready: tuple[int, tuple[Pool, ...]] | None = None
     """The source's memory and pools, once it has said so."""
     has_place: bool = False
-    platforms: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    platforms: Mapping[str, tuple[Any, ...]] = _NOTHING
     """What both hosts say of themselves where firmware carries the VM, by name of the host."""
     certificates: bytes = b""
     """The target's platform's, for the source's firmware."""
     agreed: bool = False
     """Both firmwares have the same keys."""
-    unserved: dict[str, None] = field(default_factory=dict)
+    unserved: tuple[str, ...] = ()
     """Hosts whose security processor is not through with what a round copies."""
     rounds_told: int = 0
     private_pages: int = 0
@@ -148,7 +147,6 @@ class Migration:
     pages_checked: int = 0
     luggage: tuple[Any, ...] = ()
     """Frames, digests and books between the two hosts."""
-    over: Callable[[Migration, int], None] | None = None
     silence: int = 0
     """How often something was said again in the present phase."""
     unanswered: frozenset[Report] = frozenset()
@@ -163,6 +161,17 @@ class Migration:
     """When it had made what it could of those that it found."""
     trusted: tuple[int, int] = (0, 0)
     """How many of them it trusts, and of how many."""
+
+    def __init__(
+        self, number: int, order: MigrationOrder, ordered_ns: int, over: Callable[[Migration, int], None] | None = None
+    ) -> None:
+        self.number = number
+        self.order = order
+        self.ordered_ns = ordered_ns
+        self.over = over
+        """Told when it has ended."""
+        self.history: list[tuple[Phase, int]] = []
+        """Every phase that it entered, and when."""
 
     def let_go(self, at_ns: int) -> None:
         """The guest trusts none of its devices any more."""
