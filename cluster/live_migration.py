@@ -18,7 +18,7 @@ from cluster.auto_converge import slow_down
 from cluster.broken_links import break_round_off, end_flow, give_up, hold_back
 from cluster.commit_record import CommitRecord
 from cluster.entity import NEVER
-from cluster.fabric import Fabric
+from cluster.fabric import Fabric, Flow
 from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Event, Phase, Report
 from cluster.migration import Copying, Due, Migration, MigrationOrder, Outcome, Patience
 from cluster.migration_admission import Admission
@@ -41,8 +41,6 @@ Wire = Callable[[str, tuple[bytes, ...]], tuple[bytes, ...]]
 
 _RELIABLE = Patience()
 _NO_POST_COPY = ", and post-copy is not for memory that firmware carries"
-_LEAST_RATIO = 1e-6
-"""Of bytes on the wire to bytes of memory, so that one can be told from the other."""
 # What every move comes by, at hand: an enumeration takes longer to give a member out than Python to do a line.
 _PRE, _STANDS, _DRAINING, _DOUBTED = Phase.PRE, Phase.STOPPED, Phase.DRAINING, Phase.DOUBTED
 _ADMITTED, _ROUNDS_DONE, _STOPPED = Event.ADMITTED, Event.ROUNDS_DONE, Event.STOPPED
@@ -61,8 +59,6 @@ class LiveMigrations:
     settings: PrecopySettings
     send: Send
     wire: Wire | None = None
-    card_flow_ended: Callable[[str, int], None] = lambda _, __: None
-    """Whom to tell of the end of a flow of guests' frames, which has a name; a migration's has its number for one."""
     patience: Patience = _RELIABLE
     record: CommitRecord = field(default_factory=CommitRecord)
     all: list[Migration] = field(default_factory=list)
@@ -142,14 +138,8 @@ class LiveMigrations:
         fabric, due = self.fabric, self.due
         while True:
             if fabric.next_event_ns <= now_ns:
-                for name in fabric.advance(now_ns):
-                    if isinstance(name, str):
-                        self.card_flow_ended(name, now_ns)
-                        continue
-                    one = self.all[name]
-                    one.flows = False
-                    if not one.unserved:
-                        self._copied(one, now_ns)
+                for flow in fabric.advance(now_ns):
+                    flow.arrived(flow.about, now_ns)
             elif due[0][0] <= now_ns:
                 _, what, number, phase = heappop(due)
                 _DUE[what](self, self.all[number], phase, now_ns)
@@ -323,8 +313,14 @@ class LiveMigrations:
         if round_ == one.rounds_told and host in one.unserved:
             one.unserved = tuple([each for each in one.unserved if each != host])
             one.silence = 0
-            if not one.unserved and not one.flows:
+            if not one.unserved and one.flow is None:
                 self._copied(one, now_ns)
+
+    def _arrived(self, one: Migration, now_ns: int) -> None:
+        """The network has brought what it was to bring of a move at once."""
+        one.flow = None
+        if not one.unserved:
+            self._copied(one, now_ns)
 
     def _copied(self, one: Migration, now_ns: int) -> None:
         if one.phase is _STANDS:
@@ -396,9 +392,8 @@ class LiveMigrations:
 
     def start_flow(
         self, one: Migration, size_bytes: int, now_ns: int, zero_bytes: int = 0, carried_bytes: int = 0
-    ) -> None:
+    ) -> Flow:
         """Send memory of a move from now on; so much of it is pages of zeros, or was on the network before."""
-        one.flows = True
         guest, settings = one.guest, self.settings
         assert guest is not None
         if one.platforms and not guest.migration_handler:
@@ -410,11 +405,12 @@ class LiveMigrations:
         wire_bytes = size_bytes * ratio
         if zero_bytes:
             wire_bytes, cap = settings.without_zeros(size_bytes, zero_bytes, ratio)
-        wire_ratio = wire_bytes / size_bytes if size_bytes else 0.0
-        one.wire_ratio = wire_ratio if wire_ratio > _LEAST_RATIO else _LEAST_RATIO
         one.flow_bytes = size_bytes
         one.wire_bytes += round(wire_bytes)
-        self.fabric.start(one.number, one.source, one.destination, wire_bytes, now_ns, cap)
+        one.flow = flow = self.fabric.start(
+            one.source, one.destination, wire_bytes, now_ns, cap, self._arrived, one
+        )
+        return flow
 
     def _begin_carrying(self, one: Migration, size_bytes: int) -> None:
         """The pages go through both security processors while the network carries them."""
@@ -537,7 +533,7 @@ class LiveMigrations:
             return
         if Report.PACED in one.unanswered:
             say_pace(self, one)
-        if one.unserved or (not one.flows and (phase is not Phase.PRE or one.precopy is None)):
+        if one.unserved or (one.flow is None and (phase is not Phase.PRE or one.precopy is None)):
             one.silence += 1
             if one.silence > self.patience.most_times and (phase, Event.FAILED) in AUTHORITY:
                 self.fail(one, Outcome.TIMED_OUT, now_ns, f"no answer in phase {phase.value!r}")

@@ -8,6 +8,7 @@ from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from cluster.fabric import Flow
 from cluster.hand_over import Phase, Report
 from cluster.precopy import Precopy
 from node.dirty_rates import Pool
@@ -81,8 +82,8 @@ class Migration:
     destination: str = ""
     phase: Phase = Phase.SOURCE
     copying: Copying = Copying.ASKED
-    flows: bool = False
-    """Whether bytes of it are under way on the fabric."""
+    flow: Flow | None = None
+    """Its bytes that are under way on the fabric."""
     outcome: Outcome = Outcome.UNFINISHED
     reason: str = ""
     started_ns: int = -1
@@ -136,12 +137,10 @@ class Migration:
     """Of its memory, pages of zeros, of which only the news goes over the network."""
     unsent_zero_bytes: int = 0
     """Of those, what no round had sent when the VM was stopped."""
-    wire_ratio: float = 1.0
-    """Bytes on the network for each of memory, in what is under way or was last."""
     wire_bytes: int = 0
     """Put on the network, compressed."""
     flow_bytes: int = 0
-    """Memory that the present flow brings, or the last one brought."""
+    """Memory that the present flow brings."""
     final_bytes: int = 0
     frame_bytes: int = 0
     pages_checked: int = 0
@@ -182,6 +181,12 @@ class Migration:
         self.devices_settled_ns, self.trusted = at_ns, (trusted, devices)
 
     @property
+    def wire_ratio(self) -> float:
+        """Bytes on the network for each of memory, in what is under way."""
+        assert self.flow is not None
+        return max(_LEAST_RATIO, self.flow.size / self.flow_bytes if self.flow_bytes else 0.0)
+
+    @property
     def is_over(self) -> bool:
         """Whether the VM may move again."""
         return self.ended_ns >= 0
@@ -200,6 +205,8 @@ class Migration:
         return self.phase in _BEFORE_SENT
 
 
+_LEAST_RATIO = 1e-6
+"""Of bytes on the wire to bytes of memory, so that one can be told from the other."""
 _BEFORE_SENT = frozenset({Phase.SOURCE, Phase.PRE, Phase.PAUSED, Phase.STOPPED})
 
 
