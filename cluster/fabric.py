@@ -43,8 +43,8 @@ class _Link:
         """Of these."""
 
 
-_Path = tuple[tuple[_Link, ...], float]
-"""The links from one host to another, and the capacity of the narrowest."""
+Path = tuple[_Link, ...]
+"""The links from one host to another."""
 
 
 class Flow:
@@ -55,7 +55,7 @@ class Flow:
     )  # fmt: skip
 
     def __init__(
-        self, number: int, links: tuple[_Link, ...], cap: float, rate: float, size: float, now_ns: int,
+        self, number: int, links: Path, cap: float, rate: float, size: float, now_ns: int,
         arrived: Arrival, about: Any,
     ) -> None:  # fmt: skip
         self.number = number
@@ -90,8 +90,6 @@ class Fabric:
         self.topology = topology
         self._grid_ns = reshare_grid_ns
         self._links = [_Link(link.bytes_per_s) for link in topology.links]
-        self._paths: dict[tuple[str, str], _Path] = {}
-        """Of pairs of hosts that somebody has sent between."""
         nobody = Flow(0, (), 0.0, 0.0, 0.0, NEVER, _ignored, None)
         self._ends: list[tuple[int, int, Flow]] = [(NEVER, 0, nobody)]
         """(time, flow's number, flow): when each ends, if it still does; nobody's is always there, to be the first."""
@@ -106,44 +104,43 @@ class Fabric:
         """How many flows there are."""
         return len({flow for link in self._links for flow in (link.occupant, *link.flows)} - {None})
 
-    def _path(self, source: str, destination: str) -> _Path:
-        links = tuple(map(self._links.__getitem__, self.topology.path(source, destination)))
-        path = self._paths[source, destination] = links, min([link.capacity for link in links])
-        return path
+    def path(self, source: str, destination: str) -> Path:
+        """The links that bytes take from one host to another."""
+        return tuple(map(self._links.__getitem__, self.topology.path(source, destination)))
 
     def start(
-        self, source: str, destination: str, size_bytes: float, now_ns: int, cap_bytes_per_s: float = 0.0,
+        self, path: Path, size_bytes: float, now_ns: int, cap_bytes_per_s: float = 0.0,
         arrived: Arrival = _ignored, about: Any = None,
     ) -> Flow:  # fmt: skip
         """Send bytes from now on; ``cap_bytes_per_s`` bounds the rate, 0 for none.
 
         ``advance`` tells when the last is there; what is ``arrived`` then, and about what, is the caller's.
         """
-        links, rate = self._paths.get((source, destination)) or self._path(source, destination)
-        cap = cap_bytes_per_s or _NO_CAP
-        if cap < rate:
-            rate = cap
         self._started = number = self._started + 1
-        flow = Flow(number, links, cap, rate, size_bytes, now_ns, arrived, about)
-        for link in links:
+        rate = cap = cap_bytes_per_s or _NO_CAP
+        alone = True
+        for link in path:
             if link.occupant is not None:
-                self._join(flow, now_ns)
-                return flow
-        for link in links:
-            link.occupant = flow
-        if not rate:
+                alone = False
+            if link.capacity < rate:
+                rate = link.capacity
+        flow = Flow(number, path, cap, rate, size_bytes, now_ns, arrived, about)
+        if not alone:
+            self._join(flow, now_ns)
             return flow
-        flow.end_ns = end_ns = now_ns + ceil(size_bytes * _NS / rate)
-        heappush(self._ends, (end_ns, number, flow))
-        if end_ns < self.next_event_ns:
-            self.next_event_ns = end_ns
+        for link in path:
+            link.occupant = flow
+        if rate:
+            flow.end_ns = end_ns = now_ns + ceil(size_bytes * _NS / rate)
+            heappush(self._ends, (end_ns, number, flow))
+            if end_ns < self.next_event_ns:
+                self.next_event_ns = end_ns
         return flow
 
     def change(self, link: int, bytes_per_s: float, now_ns: int) -> None:
         """A link of the topology carries so much from the next grid point on, be it nothing."""
         changed = self._links[link]
         changed.capacity = bytes_per_s
-        self._paths.clear()
         self._mark([changed], now_ns)
         self._look_ahead()
 
@@ -182,10 +179,9 @@ class Fabric:
         ended: list[Flow] = []
         ends = self._ends
         while self.next_event_ns <= now_ns:
-            end_ns, _, flow = ends[0]
             # What ends at a grid point frees its share before that is given away.
-            if end_ns <= self._grid_point_ns:
-                heappop(ends)
+            if ends[0][0] <= self._grid_point_ns:
+                end_ns, _, flow = heappop(ends)
                 self._take_out(flow, end_ns)
                 ended.append(flow)
             else:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from cluster.fabric import Fabric, Flow
+from cluster.fabric import Fabric, Flow, Path
 from cluster.placement import FirstFit
 from node.guest import GuestSpec
 from node.mac_address import MAC_BYTES, mac_of
@@ -73,6 +73,8 @@ class GuestTraffic:
     """By sending card; the first of each is on its way."""
     _flows: dict[bytes, Flow] = field(default_factory=dict)
     """That of each card that sends."""
+    _paths: dict[tuple[str, str], Path] = field(default_factory=dict)
+    """Between hosts that have sent frames to each other."""
     _frames: dict[bytes, int] = field(default_factory=dict)
     _off_ns: dict[str, int] = field(default_factory=dict)
     """Until when each host that crashed may still speak: it has not heard so yet."""
@@ -140,6 +142,8 @@ class GuestTraffic:
     def _start(self, card: bytes, now_ns: int) -> None:
         burst = self._waiting[card][0]
         size = sum(map(len, burst.frames)) + FRAMING_BYTES * len(burst.frames)
-        self._flows[card] = self.fabric.start(
-            burst.source, burst.destination, size, now_ns, self.card_bytes_per_s, self._arrived, card
-        )
+        way = burst.source, burst.destination
+        path = self._paths.get(way)
+        if path is None:
+            path = self._paths[way] = self.fabric.path(*way)
+        self._flows[card] = self.fabric.start(path, size, now_ns, self.card_bytes_per_s, self._arrived, card)

@@ -102,7 +102,7 @@ class LiveMigrations:
             why = wrong.name if wrong else self.placement.no_room(order.vm, order.to, excluded)
             self.end(one, Outcome.REFUSED if wrong else Outcome.NO_ROOM, now_ns, why)
             return one
-        one.destination = destination
+        one.destination, one.path = destination, self.fabric.path(source, destination)
         self._by_vm[order.vm] = one
         if self.admission.ask(one.number, source, destination):
             self._begin(one, now_ns)
@@ -407,9 +407,7 @@ class LiveMigrations:
             wire_bytes, cap = settings.without_zeros(size_bytes, zero_bytes, ratio)
         one.flow_bytes = size_bytes
         one.wire_bytes += round(wire_bytes)
-        one.flow = flow = self.fabric.start(
-            one.source, one.destination, wire_bytes, now_ns, cap, self._arrived, one
-        )
+        one.flow = flow = self.fabric.start(one.path, wire_bytes, now_ns, cap, self._arrived, one)
         return flow
 
     def _begin_carrying(self, one: Migration, size_bytes: int) -> None:

@@ -8,7 +8,7 @@ from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from cluster.fabric import Flow
+from cluster.fabric import Flow, Path
 from cluster.hand_over import Phase, Report
 from cluster.precopy import Precopy
 from node.dirty_rates import Pool
@@ -80,6 +80,8 @@ class Migration:
     guest: GuestSpec | None = None
     source: str = ""
     destination: str = ""
+    path: Path = ()
+    """Between the two."""
     phase: Phase = Phase.SOURCE
     copying: Copying = Copying.ASKED
     flow: Flow | None = None

@@ -30,7 +30,7 @@ def run_out(fabric, cuts=()):
 
 def start(fabric, name, source, target, size, now_ns, cap=0.0):
     """A flow that is told by a name."""
-    return fabric.start(source, target, size, now_ns, cap, about=name)
+    return fabric.start(fabric.path(source, target), size, now_ns, cap, about=name)
 
 
 def test_a_flow_alone_takes_its_bytes_over_the_narrowest_link():

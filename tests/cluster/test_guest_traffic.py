@@ -10,7 +10,7 @@ from talking_guests import CLIENT, SERVER, scenario, vm
 
 from cluster.compare import _rounds
 from cluster.coordinator import Coordinator
-from cluster.fabric import Fabric, Flow
+from cluster.fabric import Fabric, Flow, Path
 from cluster.firmware_key import firmware_image
 from cluster.fleet import Fleet, build_fleet
 from cluster.guest_traffic import GuestTraffic, networked
@@ -94,9 +94,9 @@ def test_guests_and_a_migration_share_links_honestly(played: Rows, monkeypatch: 
     sent: list[float] = []
     start = Fabric.start
 
-    def counted(self: Fabric, source: str, destination: str, size: float, *rest: Any) -> Flow:
+    def counted(self: Fabric, path: Path, size: float, *rest: Any) -> Flow:
         sent.append(size)
-        return start(self, source, destination, size, *rest)
+        return start(self, path, size, *rest)
 
     monkeypatch.setattr(Fabric, "start", counted)
     fleet, rows = play(body)
