@@ -63,10 +63,11 @@ def give_up(live: LiveMigrations, one: Migration, now_ns: int) -> None:
 
 def break_off(live: LiveMigrations, one: Migration, now_ns: int) -> int:
     """A flow goes no further: the bytes of memory that it brought, and no others were on the wire."""
-    moved = live.fabric.cancel(one.number, now_ns)
-    one.wire_bytes -= round(one.flow_bytes * one.wire_ratio - moved)
-    one.flows = False
-    return min(one.flow_bytes, round(moved / one.wire_ratio))
+    assert one.flow is not None
+    moved, wire_ratio = live.fabric.cancel(one.flow, now_ns), one.wire_ratio
+    one.wire_bytes -= round(one.flow_bytes * wire_ratio - moved)
+    one.flow = None
+    return min(one.flow_bytes, round(moved / wire_ratio))
 
 
 def break_round_off(live: LiveMigrations, one: Migration, now_ns: int) -> None:
@@ -74,9 +75,9 @@ def break_round_off(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     assert one.precopy is not None
     sent_bytes = 0
     if one.copying is Copying.ROUND:
-        sent_bytes = break_off(live, one, now_ns) if one.flows else one.precopy.size_bytes
+        sent_bytes = break_off(live, one, now_ns) if one.flow is not None else one.precopy.size_bytes
         one.told_bytes = one.precopy.size_bytes - sent_bytes
-    one.unserved = {}
+    one.unserved = ()
     one.precopy.break_off(sent_bytes, now_ns)
 
 
@@ -98,7 +99,9 @@ def hold_back(one: Migration, unsent_pages: int, now_ns: int) -> int:
 
 def end_flow(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     """A move's flow, if it has one, ends before its time: of a round or the last copy, what it brought is sent."""
-    if one.flows and one.phase is Phase.DRAINING:
+    if one.flow is None:
+        return
+    if one.phase is Phase.DRAINING:
         settle(live, one, now_ns)
-    elif one.flows:
+    else:
         one.final_bytes = break_off(live, one, now_ns)

@@ -87,9 +87,8 @@ class ControlPlane:
             lambda: networked(order.guest for order in self._by_name.values()),
         )  # fmt: skip
         self.migrations = LiveMigrations(
-            self.fabric, self.placement, self.admission, self.precopy, self._send,
-            card_flow_ended=self.traffic.flow_ended,
-        )  # fmt: skip
+            self.fabric, self.placement, self.admission, self.precopy, self._send
+        )
         self.plans = MigrationPlans(self.migrations, self.random, self.agenda)
         self.updates = FirmwareUpdates(self.agenda, self._send)
         for order in self.orders:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from cluster.fabric import Fabric
+from cluster.fabric import Fabric, Flow, Path
 from cluster.placement import FirstFit
 from node.guest import GuestSpec
 from node.mac_address import MAC_BYTES, mac_of
@@ -71,6 +71,10 @@ class GuestTraffic:
     """By source and destination, in the order of their first frames."""
     _waiting: dict[bytes, deque[_Burst]] = field(default_factory=dict)
     """By sending card; the first of each is on its way."""
+    _flows: dict[bytes, Flow] = field(default_factory=dict)
+    """That of each card that sends."""
+    _paths: dict[tuple[str, str], Path] = field(default_factory=dict)
+    """Between hosts that have sent frames to each other."""
     _frames: dict[bytes, int] = field(default_factory=dict)
     _off_ns: dict[str, int] = field(default_factory=dict)
     """Until when each host that crashed may still speak: it has not heard so yet."""
@@ -105,21 +109,20 @@ class GuestTraffic:
                 continue
             is_first = queue[0].source == host
             if is_first:
-                self.fabric.cancel(card.hex(), now_ns)
+                self.fabric.cancel(self._flows[card], now_ns)
             for burst in queue:
                 if burst.source == host:
                     self.pairs[burst.source, burst.destination].lost += len(burst.frames)
                     self._frames[card] -= len(burst.frames)
             if not left:
-                del self._waiting[card], self._frames[card]
+                del self._waiting[card], self._frames[card], self._flows[card]
                 continue
             self._waiting[card] = left
             if is_first:
                 self._start(card, now_ns)
 
-    def flow_ended(self, name: str, now_ns: int) -> None:
+    def _arrived(self, card: bytes, now_ns: int) -> None:
         """The last byte of a burst has left; the card's next one begins."""
-        card = bytes.fromhex(name)
         queue = self._waiting[card]
         burst = queue.popleft()
         self._frames[card] -= len(burst.frames)
@@ -134,9 +137,13 @@ class GuestTraffic:
         if queue:
             self._start(card, now_ns)
         else:
-            del self._waiting[card], self._frames[card]
+            del self._waiting[card], self._frames[card], self._flows[card]
 
     def _start(self, card: bytes, now_ns: int) -> None:
         burst = self._waiting[card][0]
         size = sum(map(len, burst.frames)) + FRAMING_BYTES * len(burst.frames)
-        self.fabric.start(card.hex(), burst.source, burst.destination, size, now_ns, self.card_bytes_per_s)
+        way = burst.source, burst.destination
+        path = self._paths.get(way)
+        if path is None:
+            path = self._paths[way] = self.fabric.path(*way)
+        self._flows[card] = self.fabric.start(path, size, now_ns, self.card_bytes_per_s, self._arrived, card)

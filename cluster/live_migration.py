@@ -18,7 +18,7 @@ from cluster.auto_converge import slow_down
 from cluster.broken_links import break_round_off, end_flow, give_up, hold_back
 from cluster.commit_record import CommitRecord
 from cluster.entity import NEVER
-from cluster.fabric import Fabric
+from cluster.fabric import Fabric, Flow
 from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Event, Phase, Report
 from cluster.migration import Copying, Due, Migration, MigrationOrder, Outcome, Patience
 from cluster.migration_admission import Admission
@@ -41,8 +41,6 @@ Wire = Callable[[str, tuple[bytes, ...]], tuple[bytes, ...]]
 
 _RELIABLE = Patience()
 _NO_POST_COPY = ", and post-copy is not for memory that firmware carries"
-_LEAST_RATIO = 1e-6
-"""Of bytes on the wire to bytes of memory, so that one can be told from the other."""
 # What every move comes by, at hand: an enumeration takes longer to give a member out than Python to do a line.
 _PRE, _STANDS, _DRAINING, _DOUBTED = Phase.PRE, Phase.STOPPED, Phase.DRAINING, Phase.DOUBTED
 _ADMITTED, _ROUNDS_DONE, _STOPPED = Event.ADMITTED, Event.ROUNDS_DONE, Event.STOPPED
@@ -61,8 +59,6 @@ class LiveMigrations:
     settings: PrecopySettings
     send: Send
     wire: Wire | None = None
-    card_flow_ended: Callable[[str, int], None] = lambda _, __: None
-    """Whom to tell of the end of a flow of guests' frames, which has a name; a migration's has its number for one."""
     patience: Patience = _RELIABLE
     record: CommitRecord = field(default_factory=CommitRecord)
     all: list[Migration] = field(default_factory=list)
@@ -84,7 +80,7 @@ class LiveMigrations:
         excluded: frozenset[str] = frozenset(),
     ) -> Migration:  # fmt: skip
         """Begin a migration, or put it in line; ``over`` is called when it has ended."""
-        one = Migration(len(self.all), order, now_ns, over=over)
+        one = Migration(len(self.all), order, now_ns, over)
         self.all.append(one)
         source = self.placement.host_of(order.vm)
         if source is None:
@@ -106,7 +102,7 @@ class LiveMigrations:
             why = wrong.name if wrong else self.placement.no_room(order.vm, order.to, excluded)
             self.end(one, Outcome.REFUSED if wrong else Outcome.NO_ROOM, now_ns, why)
             return one
-        one.destination = destination
+        one.destination, one.path = destination, self.fabric.path(source, destination)
         self._by_vm[order.vm] = one
         if self.admission.ask(one.number, source, destination):
             self._begin(one, now_ns)
@@ -142,14 +138,8 @@ class LiveMigrations:
         fabric, due = self.fabric, self.due
         while True:
             if fabric.next_event_ns <= now_ns:
-                for name in fabric.advance(now_ns):
-                    if isinstance(name, str):
-                        self.card_flow_ended(name, now_ns)
-                        continue
-                    one = self.all[name]
-                    one.flows = False
-                    if not one.unserved:
-                        self._copied(one, now_ns)
+                for flow in fabric.advance(now_ns):
+                    flow.arrived(flow.about, now_ns)
             elif due[0][0] <= now_ns:
                 _, what, number, phase = heappop(due)
                 _DUE[what](self, self.all[number], phase, now_ns)
@@ -209,7 +199,7 @@ class LiveMigrations:
             one.silence = 0 if one.ready is None else one.silence
             one.ready = memory_bytes, pools_of(pools) if pools else ()
             if platform:
-                one.platforms[one.source] = platform
+                one.platforms = {**one.platforms, one.source: platform}
             elif self.settings.zero_share is not None:
                 one.zero_bytes = zero_bytes + self.settings.zeros_among(memory_bytes - held_bytes)
             if one.has_place:
@@ -227,7 +217,7 @@ class LiveMigrations:
             return
         one.has_place, one.certificates = True, certificates
         if platform:
-            one.platforms[one.destination] = platform
+            one.platforms = {**one.platforms, one.destination: platform}
         if one.ready is not None:
             self._begin_copying(one, now_ns)
 
@@ -321,10 +311,16 @@ class LiveMigrations:
     def on_through(self, one: Migration, now_ns: int, round_: int, host: str) -> None:
         """A host's security processor has sent, or received, all that a round copies."""
         if round_ == one.rounds_told and host in one.unserved:
-            del one.unserved[host]
+            one.unserved = tuple([each for each in one.unserved if each != host])
             one.silence = 0
-            if not one.unserved and not one.flows:
+            if not one.unserved and one.flow is None:
                 self._copied(one, now_ns)
+
+    def _arrived(self, one: Migration, now_ns: int) -> None:
+        """The network has brought what it was to bring of a move at once."""
+        one.flow = None
+        if not one.unserved:
+            self._copied(one, now_ns)
 
     def _copied(self, one: Migration, now_ns: int) -> None:
         if one.phase is _STANDS:
@@ -396,9 +392,8 @@ class LiveMigrations:
 
     def start_flow(
         self, one: Migration, size_bytes: int, now_ns: int, zero_bytes: int = 0, carried_bytes: int = 0
-    ) -> None:
+    ) -> Flow:
         """Send memory of a move from now on; so much of it is pages of zeros, or was on the network before."""
-        one.flows = True
         guest, settings = one.guest, self.settings
         assert guest is not None
         if one.platforms and not guest.migration_handler:
@@ -410,17 +405,16 @@ class LiveMigrations:
         wire_bytes = size_bytes * ratio
         if zero_bytes:
             wire_bytes, cap = settings.without_zeros(size_bytes, zero_bytes, ratio)
-        wire_ratio = wire_bytes / size_bytes if size_bytes else 0.0
-        one.wire_ratio = wire_ratio if wire_ratio > _LEAST_RATIO else _LEAST_RATIO
         one.flow_bytes = size_bytes
         one.wire_bytes += round(wire_bytes)
-        self.fabric.start(one.number, one.source, one.destination, wire_bytes, now_ns, cap)
+        one.flow = flow = self.fabric.start(one.path, wire_bytes, now_ns, cap, self._arrived, one)
+        return flow
 
     def _begin_carrying(self, one: Migration, size_bytes: int) -> None:
         """The pages go through both security processors while the network carries them."""
         assert one.precopy is not None
         one.rounds_told += 1
-        one.unserved = {one.source: None, one.destination: None}
+        one.unserved = one.source, one.destination
         memory_bytes, shared_bytes = one.precopy.memory_bytes, one.platforms[one.source][-1]
         new_bytes, one.told_bytes = max(0, size_bytes - one.told_bytes), 0
         one.private_pages = -(-(new_bytes * (memory_bytes - shared_bytes) // memory_bytes) // PAGE_BYTES)
@@ -502,7 +496,7 @@ class LiveMigrations:
 
     def _stays(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
         end_flow(self, one, now_ns)
-        one.unserved = {}
+        one.unserved = ()
         if one.started_ns < 0:
             self.admission.forget(one.number)
         self.placement.settle(one.order.vm, moved=False)
@@ -537,7 +531,7 @@ class LiveMigrations:
             return
         if Report.PACED in one.unanswered:
             say_pace(self, one)
-        if one.unserved or (not one.flows and (phase is not Phase.PRE or one.precopy is None)):
+        if one.unserved or (one.flow is None and (phase is not Phase.PRE or one.precopy is None)):
             one.silence += 1
             if one.silence > self.patience.most_times and (phase, Event.FAILED) in AUTHORITY:
                 self.fail(one, Outcome.TIMED_OUT, now_ns, f"no answer in phase {phase.value!r}")
@@ -554,7 +548,7 @@ class LiveMigrations:
         last = self.record.last()
         for one in list(self._by_vm.values()):
             end_flow(self, one, now_ns)
-            one.luggage, one.unserved = (), {}
+            one.luggage, one.unserved = (), ()
             if one.number not in last:
                 self.admission.forget(one.number)
                 self.placement.settle(one.order.vm, moved=False)

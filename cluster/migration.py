@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from cluster.fabric import Flow, Path
 from cluster.hand_over import Phase, Report
 from cluster.precopy import Precopy
 from node.dirty_rates import Pool
@@ -68,39 +70,39 @@ class MigrationOrder(NamedTuple):
     """Where in the fleet the search for room begins."""
 
 
-@dataclass(slots=True)
+_NOTHING: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
+
+
 class Migration:
     """One migration. Times are virtual nanoseconds, -1 for not yet."""
 
-    number: int
-    order: MigrationOrder
-    ordered_ns: int
+    # What a move has not come to, and most never do, stands here.
     guest: GuestSpec | None = None
     source: str = ""
     destination: str = ""
+    path: Path = ()
+    """Between the two."""
     phase: Phase = Phase.SOURCE
     copying: Copying = Copying.ASKED
-    flows: bool = False
-    """Whether bytes of it are under way on the fabric."""
+    flow: Flow | None = None
+    """Its bytes that are under way on the fabric."""
     outcome: Outcome = Outcome.UNFINISHED
     reason: str = ""
     started_ns: int = -1
     ended_ns: int = -1
     stopped_ns: int = -1
     resumed_ns: int = -1
-    history: list[tuple[Phase, int]] = field(default_factory=list)
-    """Every phase that it entered, and when."""
     precopy: Precopy | None = None
     ready: tuple[int, tuple[Pool, ...]] | None = None
     """The source's memory and pools, once it has said so."""
     has_place: bool = False
-    platforms: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    platforms: Mapping[str, tuple[Any, ...]] = _NOTHING
     """What both hosts say of themselves where firmware carries the VM, by name of the host."""
     certificates: bytes = b""
     """The target's platform's, for the source's firmware."""
     agreed: bool = False
     """Both firmwares have the same keys."""
-    unserved: dict[str, None] = field(default_factory=dict)
+    unserved: tuple[str, ...] = ()
     """Hosts whose security processor is not through with what a round copies."""
     rounds_told: int = 0
     private_pages: int = 0
@@ -137,18 +139,15 @@ class Migration:
     """Of its memory, pages of zeros, of which only the news goes over the network."""
     unsent_zero_bytes: int = 0
     """Of those, what no round had sent when the VM was stopped."""
-    wire_ratio: float = 1.0
-    """Bytes on the network for each of memory, in what is under way or was last."""
     wire_bytes: int = 0
     """Put on the network, compressed."""
     flow_bytes: int = 0
-    """Memory that the present flow brings, or the last one brought."""
+    """Memory that the present flow brings."""
     final_bytes: int = 0
     frame_bytes: int = 0
     pages_checked: int = 0
     luggage: tuple[Any, ...] = ()
     """Frames, digests and books between the two hosts."""
-    over: Callable[[Migration, int], None] | None = None
     silence: int = 0
     """How often something was said again in the present phase."""
     unanswered: frozenset[Report] = frozenset()
@@ -164,6 +163,17 @@ class Migration:
     trusted: tuple[int, int] = (0, 0)
     """How many of them it trusts, and of how many."""
 
+    def __init__(
+        self, number: int, order: MigrationOrder, ordered_ns: int, over: Callable[[Migration, int], None] | None = None
+    ) -> None:
+        self.number = number
+        self.order = order
+        self.ordered_ns = ordered_ns
+        self.over = over
+        """Told when it has ended."""
+        self.history: list[tuple[Phase, int]] = []
+        """Every phase that it entered, and when."""
+
     def let_go(self, at_ns: int) -> None:
         """The guest trusts none of its devices any more."""
         self.devices_free_ns = at_ns
@@ -171,6 +181,12 @@ class Migration:
     def settled(self, at_ns: int, trusted: int, devices: int) -> None:
         """The guest has made what it could of the devices that it found; the move is over by then."""
         self.devices_settled_ns, self.trusted = at_ns, (trusted, devices)
+
+    @property
+    def wire_ratio(self) -> float:
+        """Bytes on the network for each of memory, in what is under way."""
+        assert self.flow is not None
+        return max(_LEAST_RATIO, self.flow.size / self.flow_bytes if self.flow_bytes else 0.0)
 
     @property
     def is_over(self) -> bool:
@@ -191,6 +207,8 @@ class Migration:
         return self.phase in _BEFORE_SENT
 
 
+_LEAST_RATIO = 1e-6
+"""Of bytes on the wire to bytes of memory, so that one can be told from the other."""
 _BEFORE_SENT = frozenset({Phase.SOURCE, Phase.PRE, Phase.PAUSED, Phase.STOPPED})
 
 

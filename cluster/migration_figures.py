@@ -260,9 +260,8 @@ def _move(live: LiveMigrations, one: Migration, now_ns: int) -> MoveFigures:
     assert one.precopy is not None
     rounds, now_bytes, rate = one.precopy.rounds, 0, 0.0
     left = _left(one)
-    if one.flows:
-        now_bytes = round(live.fabric.moved(one.number, now_ns) / one.wire_ratio)
-        rate = live.fabric.rate(one.number)
+    if one.flow is not None:
+        now_bytes, rate = round(one.flow.moved(now_ns) / one.wire_ratio), one.flow.rate
     dirty = rounds[-1].dirty_bytes_per_s if rounds else 0.0
     began_ns = one.precopy.began_copying_ns
     sent = _sent(one, now_bytes)

@@ -35,8 +35,7 @@ def drain(live: LiveMigrations, one: Migration, now_ns: int) -> None:
         one.wire_bytes += -(-one.precopy.memory_bytes // PAGE_BYTES // 8)
     missing = one.pulled_bytes - one.came_bytes
     zeros = one.unsent_zero_bytes * missing // max(1, one.pulled_bytes) // PAGE_BYTES * PAGE_BYTES
-    live.start_flow(one, missing, now_ns, zeros)
-    rate = max(1.0, live.fabric.rate(one.number))
+    rate = max(1.0, live.start_flow(one, missing, now_ns, zeros).rate)
     took_ns = max(1, round(missing * one.wire_ratio * 1e9 / rate))
     faults, stalled = one.precopy.stalled_while(missing, took_ns, one.guest.vcpus, one.touched_ns)
     stalled = min(MOST_STALLED, max(0.0, stalled + one.owed_ns / took_ns))
@@ -53,7 +52,7 @@ def pause(live: LiveMigrations, one: Migration, now_ns: int) -> None:
         return
     one.broken_ns = now_ns
     one.pauses += 1
-    if one.flows:
+    if one.flow is not None:
         settle(live, one, now_ns)
     waits = one.precopy.missed_pages(one.pulled_bytes - one.came_bytes, one.touched_ns) >= 1.0
     _set_pace(live, one, MOST_STALLED if waits else 0.0, now_ns)
@@ -67,7 +66,7 @@ def go_on(live: LiveMigrations, one: Migration, _: Phase, now_ns: int) -> None:
 
 def lose(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     """A host of a machine that ran ahead of its memory crashed: it lived by both, and is lost."""
-    if one.flows:
+    if one.flow is not None:
         settle(live, one, now_ns)
     one.pulled_bytes = one.came_bytes
     one.outcome, one.reason = Outcome.LOST, f"it lived by {one.source} and {one.destination}"
@@ -114,6 +113,7 @@ def settle(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     """What came over a connection that is no more, and what the machine waited for meanwhile."""
     assert one.precopy is not None
     assert one.guest is not None
+    assert one.flow is not None
     missing = one.pulled_bytes - one.came_bytes
     began_ns, took_ns, stalled = one.pulling
     pace, passed_ns = 1.0 - stalled, now_ns - began_ns
@@ -123,7 +123,7 @@ def settle(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     one.faulted += faults
     one.touched_ns += pace * passed_ns
     one.faults = round(one.faulted)
-    moved = live.fabric.cancel(one.number, now_ns)
-    one.wire_bytes -= round(missing * one.wire_ratio - moved)
-    one.came_bytes += min(missing, int(moved / one.wire_ratio))
-    one.flows = False
+    moved, wire_ratio = live.fabric.cancel(one.flow, now_ns), one.wire_ratio
+    one.wire_bytes -= round(missing * wire_ratio - moved)
+    one.came_bytes += min(missing, int(moved / wire_ratio))
+    one.flow = None

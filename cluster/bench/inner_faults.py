@@ -154,16 +154,10 @@ def _spoilt(said: Any, spoil: Spoil, dice: random.Random) -> Any:
 def _stands_still(built: Built, at_ns: int) -> None:
     """What goes from the source to the target; the other way, where nothing of a VM goes, there is no need of it."""
     fabric, control = built.control.real.fabric, built.control
-    link = fabric._path(SOURCE, TARGET)[0]  # noqa: SLF001 - no product's network has a way for this
-    whole = link.capacity
-
-    def carries(bytes_per_s: float) -> None:
-        link.capacity = bytes_per_s
-        fabric._mark([link], control.now_ns)  # noqa: SLF001
-        fabric._look_ahead()  # noqa: SLF001
-
-    control.at(at_ns, lambda: carries(0.0))
-    control.at(at_ns + _LASTS_NS, lambda: carries(whole))
+    topology = fabric.topology
+    link = topology.path(SOURCE, TARGET)[0]
+    control.at(at_ns, lambda: fabric.change(link, 0.0, control.now_ns))
+    control.at(at_ns + _LASTS_NS, lambda: fabric.change(link, topology.links[link].bytes_per_s, control.now_ns))
 
 
 # At a host.

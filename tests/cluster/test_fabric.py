@@ -23,61 +23,64 @@ def run_out(fabric, cuts=()):
     while (at := fabric.next_event_ns) != NEVER:
         while cuts and cuts[0] < at:
             assert fabric.advance(cuts.pop(0)) == []
-        for name in fabric.advance(at):
-            ends[name] = at
+        for flow in fabric.advance(at):
+            ends[flow.about] = at
     return ends
+
+
+def start(fabric, name, source, target, size, now_ns, cap=0.0):
+    """A flow that is told by a name."""
+    return fabric.start(fabric.path(source, target), size, now_ns, cap, about=name)
 
 
 def test_a_flow_alone_takes_its_bytes_over_the_narrowest_link():
     fabric = Fabric(star({"a": 2 * GB, "b": 1 * GB}), MS)
-    fabric.start("one", "a", "b", 3 * GB, 7)
+    start(fabric, "one", "a", "b", 3 * GB, 7)
     assert run_out(fabric) == {"one": 7 + 3 * S}
 
 
 def test_two_flows_of_one_source_get_half_each_from_the_next_grid_point_on():
     fabric = Fabric(star({"a": 1 * GB, "b": 1 * GB, "c": 1 * GB}), 10 * MS)
-    fabric.start("first", "a", "b", 1 * GB, 0)
+    first = start(fabric, "first", "a", "b", 1 * GB, 0)
     assert fabric.advance(1 * MS) == []
-    fabric.start("second", "a", "c", 1 * GB, 1 * MS)
-    assert (fabric.rate("first"), fabric.rate("second")) == (1 * GB, 0.0)
+    second = start(fabric, "second", "a", "c", 1 * GB, 1 * MS)
+    assert (first.rate, second.rate) == (1 * GB, 0.0)
     fabric.advance(10 * MS)
-    assert (fabric.rate("first"), fabric.rate("second")) == (GB / 2, GB / 2)
+    assert (first.rate, second.rate) == (GB / 2, GB / 2)
     # first has 990 MB left at 10 ms. When it is through, at a grid point, second has 10 MB left and the whole link.
     assert run_out(fabric) == {"first": 1990 * MS, "second": 2000 * MS}
 
 
 def test_a_newcomer_takes_what_is_left_at_once():
     fabric = Fabric(star({"a": 4 * GB, "b": 1 * GB, "c": 4 * GB}), 10 * MS)
-    fabric.start("first", "a", "b", 1 * GB, 0)
-    fabric.start("second", "a", "c", 3 * GB, 0)
-    assert fabric.rate("second") == 3 * GB
+    start(fabric, "first", "a", "b", 1 * GB, 0)
+    second = start(fabric, "second", "a", "c", 3 * GB, 0)
+    assert second.rate == 3 * GB
     assert run_out(fabric) == {"first": S, "second": S}
 
 
 def test_a_cap_leaves_the_rest_to_others():
     fabric = Fabric(star({"a": 1 * GB, "b": 1 * GB, "c": 1 * GB}), MS)
-    fabric.start("slow", "a", "b", 1 * GB, 0, 0.25 * GB)
-    fabric.start("fast", "a", "c", 1 * GB, 0)
+    slow = start(fabric, "slow", "a", "b", 1 * GB, 0, 0.25 * GB)
+    fast = start(fabric, "fast", "a", "c", 1 * GB, 0)
     fabric.advance(0)
-    assert (fabric.rate("slow"), fabric.rate("fast")) == (0.25 * GB, 0.75 * GB)
+    assert (slow.rate, fast.rate) == (0.25 * GB, 0.75 * GB)
 
 
 def test_the_textbook_s_three_flows_over_two_links():
     """One long flow over both uplinks of 1 GB/s, a short one on each, one link half as wide: 0.25, 0.25, 0.75."""
     fabric = Fabric(leaf_spine({"a": 9 * GB, "b": 0.5 * GB, "c": 1 * GB, "d": 9 * GB}, 1, 1.0), MS)
-    fabric.start("a-b", "a", "b", GB, 0)
-    fabric.start("c-b", "c", "b", GB, 0)
-    fabric.start("c-d", "c", "d", GB, 0)
+    flows = [start(fabric, name, *name.split("-"), GB, 0) for name in ("a-b", "c-b", "c-d")]
     fabric.advance(0)
-    assert [fabric.rate(name) for name in ("a-b", "c-b", "c-d")] == [0.25 * GB, 0.25 * GB, 0.75 * GB]
+    assert [flow.rate for flow in flows] == [0.25 * GB, 0.25 * GB, 0.75 * GB]
 
 
 def test_a_flow_that_is_broken_off_has_moved_what_its_rate_says_and_gives_its_share_back():
     fabric = Fabric(star({"a": 1 * GB, "b": 1 * GB, "c": 1 * GB}), MS)
-    fabric.start("one", "a", "b", 1 * GB, 0)
-    fabric.start("two", "a", "c", 1 * GB, 0)
+    one = start(fabric, "one", "a", "b", 1 * GB, 0)
+    start(fabric, "two", "a", "c", 1 * GB, 0)
     fabric.advance(0)
-    assert fabric.cancel("one", 200 * MS) == pytest.approx(0.1 * GB)
+    assert fabric.cancel(one, 200 * MS) == pytest.approx(0.1 * GB)
     assert len(fabric) == 1
     # two has 0.9 GB left and the whole link from this grid point on.
     assert run_out(fabric) == {"two": 1100 * MS}
@@ -86,17 +89,16 @@ def test_a_flow_that_is_broken_off_has_moved_what_its_rate_says_and_gives_its_sh
 def test_what_a_flow_gives_back_reaches_flows_that_never_met_it():
     """As above; when the long flow is gone, the second one has its link alone, and the third what that leaves it."""
     fabric = Fabric(leaf_spine({"a": 9 * GB, "b": 0.5 * GB, "c": 1 * GB, "d": 9 * GB}, 1, 1.0), MS)
-    for name in ("a-b", "c-b", "c-d"):
-        fabric.start(name, *name.split("-"), GB, 0)
+    long, second, third = [start(fabric, name, *name.split("-"), GB, 0) for name in ("a-b", "c-b", "c-d")]
     fabric.advance(0)
-    fabric.cancel("a-b", 5 * MS)
+    fabric.cancel(long, 5 * MS)
     fabric.advance(5 * MS)
-    assert [fabric.rate(name) for name in ("c-b", "c-d")] == [0.5 * GB, 0.5 * GB]
+    assert [flow.rate for flow in (second, third)] == [0.5 * GB, 0.5 * GB]
 
 
 def test_nothing_to_send_is_there_at_once():
     fabric = Fabric(star({"a": GB, "b": GB}), MS)
-    fabric.start("none", "a", "b", 0, 5)
+    start(fabric, "none", "a", "b", 0, 5)
     assert run_out(fabric) == {"none": 5}
 
 
@@ -137,13 +139,13 @@ def brute_force(topology, flows):
 @given(topology=TOPOLOGIES, flows=FLOWS)
 def test_shares_are_those_of_an_exact_calculation(topology, flows):
     fabric = Fabric(topology, MS)
-    known = {}
+    known, started = {}, {}
     for number, (_, source, target, _, cap) in enumerate(flows):
-        fabric.start(str(number), source, target, 1e15, 0, cap)
+        started[str(number)] = start(fabric, str(number), source, target, 1e15, 0, cap)
         known[str(number)] = (source, target, cap)
     fabric.advance(0)
     exact = brute_force(topology, known)
-    assert {name: fabric.rate(name) for name in known} == pytest.approx({n: float(r) for n, r in exact.items()})
+    assert {name: flow.rate for name, flow in started.items()} == pytest.approx({n: float(r) for n, r in exact.items()})
 
 
 def drive(topology, flows, cuts):
@@ -154,21 +156,20 @@ def drive(topology, flows, cuts):
     cuts = sorted(cuts)
     while todo or fabric.next_event_ns != NEVER:
         at = min(fabric.next_event_ns, todo[0][1][0] if todo else NEVER)
-        for name, path in live.items():
+        for flow, path in live.items():
             for link in path:
-                carried[link] += fabric.rate(name) * (at - before) / 1e9
+                carried[link] += flow.rate * (at - before) / 1e9
         before = at
         while cuts and cuts[0] < at:
             fabric.advance(cuts.pop(0))
-        for name in fabric.advance(at):
-            ends[name] = at
-            del live[name]
+        for flow in fabric.advance(at):
+            ends[flow.about] = at
+            del live[flow]
         while todo and todo[0][1][0] == at:
             number, (_, source, target, size, cap) = todo.pop(0)
-            fabric.start(str(number), source, target, size, at, cap)
-            live[str(number)] = topology.path(source, target)
+            live[start(fabric, str(number), source, target, size, at, cap)] = topology.path(source, target)
         for link, capacity in enumerate(topology.links):
-            used = sum(fabric.rate(name) for name, path in live.items() if link in path)
+            used = sum(flow.rate for flow, path in live.items() if link in path)
             assert used <= capacity.bytes_per_s * (1 + 1e-9)
     return ends, carried
 
@@ -201,3 +202,28 @@ def test_flows_that_share_no_link_do_not_know_of_each_other(here, there):
     alone, _ = drive(both, mine, ())
     together, _ = drive(both, mine + theirs, ())
     assert {name: together[name] for name in alone} == alone
+
+
+def test_a_link_that_carries_nothing_for_a_while_holds_up_all_that_are_on_it_and_who_comes_to_it():
+    topology = star({"a": 1 * GB, "b": 1 * GB, "c": 1 * GB})
+    fabric = Fabric(topology, MS)
+    start(fabric, "first", "a", "b", 1 * GB, 0)
+    fabric.change(topology.path("a", "b")[0], 0.0, 200 * MS)
+    fabric.advance(200 * MS)
+    start(fabric, "second", "a", "c", 0.5 * GB, 300 * MS)
+    fabric.advance(300 * MS)
+    assert fabric.next_event_ns == NEVER
+    fabric.change(topology.path("a", "b")[0], 1 * GB, 1000 * MS)
+    # 0.8 GB are left of the first and all of the second: they share the link until the second is through.
+    assert run_out(fabric) == {"second": 2000 * MS, "first": 2300 * MS}
+
+
+def test_who_is_alone_on_a_link_that_carries_nothing_waits_for_it():
+    topology = star({"a": 1 * GB, "b": 1 * GB})
+    fabric = Fabric(topology, MS)
+    fabric.change(topology.path("a", "b")[0], 0.0, 0)
+    fabric.advance(0)
+    start(fabric, "one", "a", "b", 1 * GB, 5 * MS)
+    assert fabric.next_event_ns == NEVER
+    fabric.change(topology.path("a", "b")[0], 1 * GB, 7 * MS)
+    assert run_out(fabric) == {"one": 1007 * MS}

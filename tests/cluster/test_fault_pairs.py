@@ -102,7 +102,8 @@ def test_a_handler_does_not_begin_anew_in_a_vm_whose_key_is_not_there(firmware: 
 def test_who_alone_had_a_vm_has_not_lost_it_before_a_move_began_or_after_one_that_came_to_its_end(
     started_ns: int, outcome: Outcome, is_right: bool
 ) -> None:
-    one = Migration(0, MigrationOrder("vm"), 0, started_ns=started_ns, outcome=outcome, reason="of a test")
+    one = Migration(0, MigrationOrder("vm"), 0)
+    one.started_ns, one.outcome, one.reason = started_ns, outcome, "of a test"
     rows: Rows = {"vms": [{"vm": "vm", "reason": "migration agent: nothing of this guest is kept"}]}
     wrong = fault_verdict._wrong(fault_verdict._Watched(), rows, [one], ("migration agent: ",))
     assert (wrong is None) is is_right, wrong

@@ -10,7 +10,7 @@ from talking_guests import CLIENT, SERVER, scenario, vm
 
 from cluster.compare import _rounds
 from cluster.coordinator import Coordinator
-from cluster.fabric import Fabric
+from cluster.fabric import Fabric, Flow, Path
 from cluster.firmware_key import firmware_image
 from cluster.fleet import Fleet, build_fleet
 from cluster.guest_traffic import GuestTraffic, networked
@@ -94,9 +94,9 @@ def test_guests_and_a_migration_share_links_honestly(played: Rows, monkeypatch: 
     sent: list[float] = []
     start = Fabric.start
 
-    def counted(self: Fabric, name: Any, source: str, destination: str, size: float, *rest: Any) -> None:
+    def counted(self: Fabric, path: Path, size: float, *rest: Any) -> Flow:
         sent.append(size)
-        start(self, name, source, destination, size, *rest)
+        return start(self, path, size, *rest)
 
     monkeypatch.setattr(Fabric, "start", counted)
     fleet, rows = play(body)
@@ -175,8 +175,8 @@ def test_a_card_that_has_left_a_host_before_that_crashed_sends_on() -> None:
     assert list(traffic._frames.values()) == [1]
     ends_ns = fabric.next_event_ns
     assert ends_ns == pytest.approx(1.1e6, rel=0.001)
-    (name,) = fabric.advance(ends_ns)
-    traffic.flow_ended(name, ends_ns)
+    (flow,) = fabric.advance(ends_ns)
+    flow.arrived(flow.about, ends_ns)
     assert (sent, len(fabric)) == ([("c", 1)], 0)
     assert not traffic._frames
     assert (traffic.pairs["b", "c"].lost, traffic.pairs["a", "c"].lost) == (1, 0)
@@ -196,8 +196,9 @@ def test_what_a_crashed_host_s_cards_had_to_send_is_lost_and_others_get_its_shar
     # Half of the first host's megabyte is over after 1 ms, and the rest has the link to itself.
     assert fabric.next_event_ns == pytest.approx(1.5e6, rel=0.001)
     ends_ns = fabric.next_event_ns
-    assert fabric.advance(ends_ns) == [mac_of("first", 0).hex()]
-    traffic.flow_ended(mac_of("first", 0).hex(), ends_ns)
+    (flow,) = fabric.advance(ends_ns)
+    assert flow.about == mac_of("first", 0)
+    flow.arrived(flow.about, ends_ns)
     assert len(fabric) == 0
     assert sent == [("c", 1)]
     assert (traffic.pairs["b", "c"].lost, traffic.pairs["b", "c"].delivered) == (3, 0)
