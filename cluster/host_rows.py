@@ -38,7 +38,7 @@ def host_rows(host: Host, events: int, end_ns: int) -> Rows:
         "host": name,
         "product": product.name,
         "threads": product.sockets * product.cores * product.threads_per_core,
-        "vcpus_peak": host.peak_vcpus,
+        "vcpus_peak": host.vcpus.seats.peak,
         "memory_bytes": spec.memory_bytes,
         "memory_peak_bytes": books.memory_peak_bytes,
         "rmp_bytes": books.rmp_bytes,

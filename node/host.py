@@ -67,7 +67,7 @@ _ATTESTING = frozenset({Generation.SEV_SNP, Generation.SEV_TIO})
 """What can ask for a report that a chip's certificates prove."""
 _RUNNING, _PAUSED = GuestState.RUNNING, GuestState.PAUSED
 _SEATED = (_RUNNING, _PAUSED)
-"""States of a VM with vCPUs. From any other it never comes back to them."""
+"""States of a VM with vCPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +132,6 @@ class Host:
             self.contention.ledger = NeighbourLedger()
         self.log = EventLog(spec.bucket_ns, spec.log)
         self.guests: dict[str, Guest] = {}
-        self.peak_vcpus = 0
-        self._seated: list[Guest] = []
-        """VMs whose vCPUs the host holds, among others that are gone since they were last counted."""
-        self._seated_vcpus = 0
-        """Of all of these."""
         self._tenants = tenants or local_tenants(programs)
         self.images = images
         prices = host_prices(costs, HostKind.of(product, spec.platform))
@@ -403,12 +398,6 @@ class Host:
                 self.network.wire(guest, requester)
         if spec.network:
             self.network.plug(guest)
-        self._seated.append(guest)
-        self._seated_vcpus += len(guest.vcpus)
-        if self._seated_vcpus > self.peak_vcpus:
-            self._seated = [one for one in self._seated if one.state in _SEATED]
-            self._seated_vcpus = sum([len(one.vcpus) for one in self._seated])
-            self.peak_vcpus = max(self.peak_vcpus, self._seated_vcpus)
 
     def _placed(self, vm: str, areas: tuple[int, ...]) -> None:
         """Where save areas are that nobody had asked for."""

@@ -8,6 +8,7 @@ waits for the end of a block and leaves everything in the save area.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from node import operations as op
 from node.batch_books import count_batch
@@ -29,6 +30,7 @@ from node.injected_vc import met_first, take_injected_vc
 from node.issued_batch import IssuedBatch
 from node.mechanism import no_time
 from node.program import FORGOTTEN, Ending
+from node.seats import Seats
 from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState
 from node.vcpu_levels import charge_svsm, leave_level
@@ -63,6 +65,7 @@ class VcpuRunner:
         """When a hypervisor's batch, ready for the mailbox, is through with it: who keeps the security processor's."""
         self.cores = Cores(clock, contention, self._phases_ended)
         self.disk = prices.new_disk()
+        self.seats = Seats()
         self._clock = clock
         self._board = board
         self._contention = contention
@@ -75,6 +78,7 @@ class VcpuRunner:
     def prepare(self, guest: Guest) -> None:
         """Price the demands of a VM that is about to run for the first time here; its program moves in."""
         name, generation, prices = guest.spec.name, guest.spec.generation, self._prices
+        self.seats.take(name, len(guest.vcpus))
         self._board.settle(name)
         backing = self._board.backing(name)
         guest.operation_cost, guest.chain = prices.guest(generation), self._log.chain(name)
@@ -164,6 +168,7 @@ class VcpuRunner:
             for thread in vcpu.threads:
                 guest.software.drop(thread)
         guest.software.close()
+        self.seats.free(guest.spec.name)
 
     def let_go(self, guest: Guest) -> None:
         """Forget a paused VM that lives on another host: its registers are there too."""
@@ -173,6 +178,7 @@ class VcpuRunner:
             vcpu.state = _STOPPED
             vcpu.instructions, vcpu.moved_instructions, vcpu.phases = {}, {}, {}  # Void timers still hold the vCPU.
         guest.software.close()
+        self.seats.free(guest.spec.name)
 
     def close(self, guest: Guest, end_ns: int) -> None:
         """Credit phases that still run with what they did until ``end_ns``."""
@@ -311,13 +317,14 @@ class VcpuRunner:
             vcpu.registers.r15 = 0
         vcpu.epoch += 1
         vcpu.state = _BLOCK
-        epoch = vcpu.epoch
+        self._after(0, vcpu, self.go_on)
 
-        def go_on() -> None:
-            if vcpu.epoch == epoch:
-                self.go_on(vcpu)
+    def _after(self, delay_ns: int, vcpu: Vcpu, then: Callable[[Vcpu], None]) -> None:
+        """Go on with a vCPU when so much time has passed, if nobody has stopped it by then."""
+        self._clock.after(delay_ns, partial(_if_not_void, vcpu, vcpu.epoch, then))
 
-        self._clock.after(0, go_on)
+    def _next_block(self, vcpu: Vcpu) -> None:
+        self._run_blocks(vcpu, None)
 
     def _issue(self, vcpu: Vcpu, batch: tuple[op.GuestOperation, ...]) -> None:
         guest = vcpu.guest
@@ -515,13 +522,7 @@ class VcpuRunner:
         vcpu.elapsed_ns += spent
         guest.operation_ns += spent
         vcpu.epoch += 1
-        epoch = vcpu.epoch
-
-        def go_on() -> None:
-            if vcpu.epoch == epoch:
-                self._run_blocks(vcpu, None)
-
-        self._clock.after(spent, go_on)
+        self._after(spent, vcpu, self._next_block)
 
     def _sleep(self, vcpu: Vcpu) -> None:
         if vcpu.called and vcpu.registers.r14 == AWAITING:
@@ -531,13 +532,7 @@ class VcpuRunner:
         vcpu.slept_from_ns = self._clock.now_ns
         if vcpu.guest.changed is not None:
             vcpu.guest.changed()
-        epoch = vcpu.epoch
-
-        def wake() -> None:
-            if vcpu.epoch == epoch:
-                self._awake(vcpu)
-
-        self._clock.after(vcpu.registers.r15, wake)
+        self._after(vcpu.registers.r15, vcpu, self._awake)
 
     def _phases_ended(self, ended: list[tuple[Vcpu, PhaseAccount]]) -> None:
         now = self._clock.now_ns
@@ -594,6 +589,11 @@ class VcpuRunner:
         guest.ended_ns = self._clock.now_ns
         self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.STOPPED, code)
         guest.tell_parked()
+
+
+def _if_not_void(vcpu: Vcpu, epoch: int, then: Callable[[Vcpu], None]) -> None:
+    if vcpu.epoch == epoch:
+        then(vcpu)
 
 
 _NOT_YET = (_WAITING, _STOPPED)
