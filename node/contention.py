@@ -35,10 +35,10 @@ from typing import NamedTuple
 
 from node.cache_shares import CacheUser, crowding
 from node.core_sharing import CoreSharing
+from node.load_mix import HIGHEST_UTILISATION, NO_CAP, ROUNDING, capped_to, mix_family
 from node.neighbour_ledger import NeighbourLedger, Owner, Sharer
 
 NEVER_NS = (1 << 63) - 1
-_NO_CAP = float("inf")
 _DONE_NS = 0.5
 _ENDLESS_NS = 1e17
 """Three years: what takes longer is without end."""
@@ -49,8 +49,6 @@ _NARROW = 1e-12
 _MOST_STEPS = 200
 _MOST_KNOWN = 1 << 10
 _MOST_RESTING = 1 << 8
-_ROUNDING = 1e-9
-_HIGHEST_UTILISATION = 1.0 - 1e-9
 _LEAST_SHARE = 1e-12
 _MOST_RETIRED = float(1 << 43)
 """Above it a load begins to count anew: a sum of weeks would lose single instructions in its rounding."""
@@ -110,13 +108,13 @@ class _Alike:
         core_ns, miss, traffic_bytes, cap, pipeline_ns, *_ = load
         if slowing:
             core_ns += pipeline_ns * slowing
-        cap = cap or _NO_CAP
+        cap = cap or NO_CAP
         self.load = load
         self.cap = cap
         self.rate = min(1.0 / (miss * latency_ns + core_ns), cap)
         self.now = core_ns, miss, traffic_bytes
         """c, m and bytes per instruction as they are among the present neighbours."""
-        self.capped_to_ns = _capped_to(cap, core_ns, miss)
+        self.capped_to_ns = capped_to(cap, core_ns, miss)
         """The DRAM latency up to which nothing but its cap holds it, with a thread of its own."""
         self.share = self.crowding = 1.0
         """Of a thread; and misses as a multiple of those without neighbours."""
@@ -130,15 +128,6 @@ class _Alike:
         """A heap of (``retired`` at the end, slot)."""
         self.count = 0
         """How many phases there are, and threads without end."""
-
-    def begin_anew(self, latency_ns: float) -> None:
-        """Be as new, of one whose neighbours change nothing about it."""
-        if self.capped_to_ns > latency_ns:
-            self.rate = self.cap
-        else:
-            core_ns, miss, _ = self.now
-            self.rate = min(1.0 / (miss * latency_ns + core_ns), self.cap)
-        self.retired = self.waited = self.slowed = self.crowded = 0.0
 
 
 class _Phase(NamedTuple):
@@ -179,6 +168,11 @@ class Contention:
         self._roomy = threads if sharing is None else min(threads, sharing.cores)
         """As many run alone on their cores."""
         self._bandwidth = bandwidth_bytes_per_s * 1e-9
+        self._mixes = mix_family(self._bandwidth, latency_ns, loaded_factor)
+        self._mix = self._mixes.none
+        """What runs now."""
+        self._at_caps = True
+        """Whether nothing but its cap holds any phase, as last solved."""
         self._now_ns = 0
         self._overcommitted = False
         self._sharing = sharing
@@ -214,6 +208,7 @@ class Contention:
         heappush(alike.ends, (end, slot))
         alike.count += 1
         self.running += 1
+        self._mix = self._mix[load, 1]
         phase = alike, end, instructions, alike.waited, self._now_ns, alike.slowed, alike.crowded
         self._phases[slot] = _tuple(_Phase, phase)
         return slot
@@ -223,12 +218,14 @@ class Contention:
         alike = self._loads.get(load) or self._come(load)
         alike.count += threads
         self.running += threads
+        self._mix = self._mix[load, threads]
         return alike, alike.retired + _ENDLESS, threads
 
     def release(self, occupied: Occupied) -> None:
         """Take these out. Call ``solve`` afterwards."""
         alike, end, threads = occupied
         self.running -= threads
+        self._mix = self._mix[alike.load, -threads]
         alike.count -= threads
         if not alike.count:
             self._go(alike)
@@ -240,12 +237,17 @@ class Contention:
         """The first phase of a load is about to run."""
         latency, slowing = self.latency_ns, self._slowing
         alike = None if slowing else self._resting.pop(load, None)
-        if alike is not None:
-            alike.begin_anew(latency)
-        else:
+        if alike is None:
             alike = _Alike(load, slowing, latency)
             if len(self._resting) > _MOST_RESTING:
                 self._resting.clear()
+        else:
+            alike.retired = alike.waited = alike.slowed = alike.crowded = 0.0
+            if alike.capped_to_ns > latency:
+                alike.rate = alike.cap
+            else:
+                core_ns, miss, _ = alike.now
+                alike.rate = min(1.0 / (miss * latency + core_ns), alike.cap)
         self._loads[load] = alike
         if load.misses is not None:
             self._crowdable += 1
@@ -282,6 +284,7 @@ class Contention:
             ends.remove((end, slot))
             heapify(ends)
         self.running -= 1
+        self._mix = self._mix[alike.load, -1]
         alike.count -= 1
         if not alike.count:
             self._go(alike)
@@ -313,17 +316,15 @@ class Contention:
     def advance(self, now_ns: int) -> None:
         """Let every phase run on at its rate until ``now_ns``."""
         step = now_ns - self._now_ns
-        if step == 0:
-            return
         self._now_ns = now_ns
-        if not self._loads and self.ledger is None:
-            return  # Nobody moves bytes either.
+        if not (step and (self.running or self.ledger)):
+            return  # Where nobody runs nobody moves bytes either.
         excess = self.latency_ns - self._idle_latency_ns
         for alike in self._loads.values():
             work = alike.rate * step
             alike.retired += work
             alike.waited += work * excess
-        if self._slowing or self._uneven:
+        if self._neighbourly and (self._slowing or self._uneven):
             self._note_sharing(step, excess)
         if self.ledger is not None:
             self.ledger.note([self._sharer(alike, excess) for alike in self._loads.values()], step)
@@ -346,7 +347,7 @@ class Contention:
         return Sharer(
             load.owner, alike.count, rate * alike.now[2], used, rate * alike.now[1] * excess,
             rate * load.pipeline_ns * self._slowing, rate * load.miss * (alike.crowding - 1.0) * idle_ns,
-            waits if waits > _ROUNDING else 0.0,
+            waits if waits > ROUNDING else 0.0,
         )  # fmt: skip
 
     def _share(self, sharing: CoreSharing) -> None:
@@ -377,15 +378,23 @@ class Contention:
             self._uneven = self._uneven or more != 0.0
             core_ns = load.core_ns + load.pipeline_ns * slowing + more * load.miss_ns
             alike.now = (core_ns, load.miss + more, load.traffic_bytes * share)
-            alike.capped_to_ns = _capped_to(alike.cap, core_ns, load.miss + more)
+            alike.capped_to_ns = capped_to(alike.cap, core_ns, load.miss + more)
 
     def solve(self) -> int:
         """Find rates and latency for the phases that now run; ``next_completion_ns`` with these."""
+        mix = self._mix
         if self._neighbourly or self.running > self._roomy:
             if self._solve_among_neighbours():
                 return self.next_completion_ns()
+        elif self.latency_ns < mix.capped_to_ns:
+            self.latency_ns, self.utilisation = mix.latency_ns, mix.utilisation
+            if not self._at_caps:
+                for alike in self._loads.values():
+                    alike.rate = alike.cap
+                self._at_caps = True
+            return self.next_completion_ns() if self._phases else NEVER_NS
         elif not self.running:
-            self.latency_ns, self.utilisation = self._idle_latency_ns, 0.0
+            self.latency_ns, self.utilisation, self._mix = self._idle_latency_ns, 0.0, self._mixes.none
             return NEVER_NS
         completion = self._solve_capped()
         if not completion:
@@ -413,7 +422,7 @@ class Contention:
 
         When the first phase ends, 0 where they do not.
         """
-        latency, capped_to, demand, first = self.latency_ns, _NO_CAP, 0.0, _ENDLESS_NS
+        latency, capped_to, demand, first = self.latency_ns, NO_CAP, 0.0, _ENDLESS_NS
         for alike in self._loads.values():
             if alike.capped_to_ns <= latency:
                 return 0
@@ -426,19 +435,18 @@ class Contention:
                 if left < first:
                     first = left
         u = demand / self._bandwidth
-        if u >= _HIGHEST_UTILISATION:
+        if u >= HIGHEST_UTILISATION:
             return 0
         latency = self._idle_latency_ns * (1.0 + self._factor * u / (1.0 - u))
         if latency >= capped_to:
             return 0
-        self.latency_ns = latency
-        self.utilisation = u
+        self.latency_ns, self.utilisation, self._at_caps = latency, u, True
         return NEVER_NS if first >= _ENDLESS_NS else self._now_ns + max(1, ceil(first))
 
     def _solve_latency(self) -> None:
         """Find the utilisation that makes the traffic which makes it, and leave its latency and rates set."""
-        low, high = 0.0, _HIGHEST_UTILISATION
-        u = self.utilisation
+        low, high = 0.0, HIGHEST_UTILISATION
+        u, self._at_caps = self.utilisation, False
         gap, slope = self._set_rates(u)
         for _ in range(_MOST_STEPS):
             if gap > 0:
@@ -497,8 +505,8 @@ class Contention:
         """When the first phase ends if nothing changes, ``NEVER_NS`` if none runs but without end."""
         first = _ENDLESS_NS
         for alike in self._loads.values():
-            if alike.ends:
-                left = (alike.ends[0][0] - alike.retired) / alike.rate
+            if ends := alike.ends:
+                left = (ends[0][0] - alike.retired) / alike.rate
                 if left < first:
                     first = left
         return NEVER_NS if first >= _ENDLESS_NS else self._now_ns + max(1, ceil(first))
@@ -512,14 +520,6 @@ class Contention:
                 done += [slot for end, slot in alike.ends if end <= near]
         done.sort()
         return done
-
-
-def _capped_to(cap: float, core_ns: float, miss: float) -> float:
-    """``_Alike.capped_to_ns``, a little less lest rounding decide."""
-    spare_ns = (1.0 - _ROUNDING) / cap - core_ns
-    if spare_ns <= 0.0:
-        return -1.0
-    return spare_ns / miss if miss > 0.0 else _NO_CAP
 
 
 def _water_level(wanted: Iterable[tuple[float, int]], capacity: float) -> float:

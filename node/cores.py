@@ -44,14 +44,16 @@ class Cores:
 
     def settle(self) -> None:
         """After any change of the running phases: share the host anew and set the completion event."""
-        if not self._clock.unsettled:
+        clock = self._clock
+        if not clock.unsettled:
             return
-        self._clock.unsettled = False
+        clock.unsettled = False
         # Whoever changed the set brought it up to the present time first.
         completion = self.contention.solve()
-        if completion not in (self._completion_ns, NEVER_NS):
-            self._clock.wake(completion - self._clock.now_ns, self._on_completion)
-        self._completion_ns = completion
+        if completion != self._completion_ns:
+            self._completion_ns = completion
+            if completion != NEVER_NS:
+                clock.wake(completion - clock.now_ns, self._on_completion)
 
     def _on_completion(self, _: object) -> None:
         now = self._clock.now_ns

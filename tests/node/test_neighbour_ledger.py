@@ -5,8 +5,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from node.cache_shares import CacheUser
-from node.contention import _ROUNDING, Contention, PhaseLoad
+from node.contention import Contention, PhaseLoad
 from node.core_sharing import CoreSharing
+from node.load_mix import ROUNDING
 from node.mechanism import Mechanism
 from node.neighbour_ledger import NeighbourLedger, Owner
 
@@ -79,4 +80,4 @@ def test_the_parts_add_up_to_the_accounts(owned):
         for vm in "abc":
             whole = sum(getattr(account, field) for name, account in accounts if name == vm)
             parts = sum(ns for (name, _, one), ns in lost.items() if (name, one) == (vm, mechanism))
-            assert parts == pytest.approx(whole, rel=1e-6, abs=max(1e-3, _ROUNDING * NS * len(owned)))
+            assert parts == pytest.approx(whole, rel=1e-6, abs=max(1e-3, ROUNDING * NS * len(owned)))

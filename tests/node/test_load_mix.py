@@ -1,0 +1,79 @@
+"""Hosts on which the same few loads meet find what these come to, as they would compute it themselves."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node import load_mix
+from node.cache_shares import CacheUser
+from node.contention import Contention, PhaseLoad
+from node.load_mix import MixFamily
+from node.neighbour_ledger import Owner
+
+LATENCY_NS = 100.0
+FACTOR = 0.45
+LOADS = [
+    PhaseLoad(0.3, 0.001, 0.1, 1.4),
+    PhaseLoad(0.6, 0.0, 2.0, 1.25),
+    PhaseLoad(0.2, 0.002, 4.0, 2.0),
+    PhaseLoad(0.1, 0.02, 64.0),
+    PhaseLoad(0.1, 0.0, 8.0, 9.0),
+]
+"""Three that their caps hold unless it gets crowded, one without a cap, and streams."""
+
+changes = st.lists(st.tuples(st.sampled_from(LOADS), st.booleans(), st.integers(0, 2000)), max_size=40)
+
+
+def host() -> Contention:
+    return Contention(64, 20e9, LATENCY_NS, FACTOR)
+
+
+@settings(max_examples=60, deadline=None)
+@given(changes)
+def test_what_a_mix_comes_to_is_what_its_loads_come_to_bit_by_bit(steps: list[tuple[PhaseLoad, bool, int]]) -> None:
+    following, computing, now = host(), host(), 0
+    running: list[int] = []
+    for load, leaves, passes in steps:
+        computing._mix = computing._mixes.many
+        if leaves and running:
+            slot = running.pop(0)
+            assert following.stop(slot) == computing.stop(slot)
+        else:
+            running.append(following.start(load, 1e9))
+            assert computing.start(load, 1e9) == running[-1]
+        computing._mix = computing._mixes.many
+        assert following.solve() == computing.solve()
+        assert (following.latency_ns, following.utilisation) == (computing.latency_ns, computing.utilisation)
+        assert [following.rate_per_ns(one) for one in running] == [computing.rate_per_ns(one) for one in running]
+        now += passes
+        following.advance(now)
+        computing.advance(now)
+    assert following.busy_bytes == computing.busy_bytes
+
+
+def test_a_mix_is_one_whichever_way_led_to_it_unless_another_load_came_first() -> None:
+    family = MixFamily(20.0, LATENCY_NS, FACTOR)
+    one, other = LOADS[:2]
+    assert family.none[one, 1][one, 1] is family.none[one, 2] is family.none[one, 3][one, -1]
+    assert family.none[one, 1][one, -1] is family.none
+    assert family.none[one, 1][other, 1] is not family.none[other, 1][one, 1]
+
+
+def test_of_many_loads_and_of_those_that_go_by_their_neighbours_nothing_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    family = MixFamily(20.0, LATENCY_NS, FACTOR)
+    mix = family.none
+    for load in LOADS:
+        mix = mix[load, 1]
+    assert mix is family.many is mix[LOADS[0], -1]
+    assert family.none[LOADS[0]._replace(owner=Owner("vm", "")), 1] is family.many
+    assert family.none[LOADS[0]._replace(misses=CacheUser(1.0, 1e6)), 1] is family.many
+    assert not family.many
+    monkeypatch.setattr(load_mix, "_MOST_KNOWN", 10)
+    for count in range(1, 100):
+        mix = family.none[LOADS[0], count][LOADS[1], 1]
+        assert len(family._known) <= 12
+    assert mix[LOADS[1], -1][LOADS[0], -99] is family.none
