@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from node import operations as op
-from node.frame_allocator import OutOfMemory
 from node.guest_memory_map import Range
-from node.hypervisor_port import Answers, Batch
+from node.hypervisor_port import Answers, Batch, LaunchRefused
 from node.launched_vm import LaunchedVm
 from node.nae_event import GuestRequest
 from psp import command_buffers as buffers
@@ -136,7 +135,7 @@ class GuestRequests:
         """A page for requests and one for answers, for as long as the guest lives; None where there is no room."""
         try:
             there, back = self._room(record), self._room(record)
-        except OutOfMemory:
+        except LaunchRefused:
             return None
         (lent,) = yield (op.RmpUpdate(back, PAGE_BYTES, _FIRMWARE),)
         if lent:
