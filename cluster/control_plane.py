@@ -6,7 +6,7 @@ by messages that take the control plane's latency.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from cluster import broken_links
@@ -68,6 +68,8 @@ class ControlPlane:
     """VMs that no host took, with the reason."""
     assigned: dict[str, str] = field(default_factory=dict)
     """The host of each VM that was sent somewhere."""
+    launching: set[str] = field(default_factory=set)
+    """VMs of whose launch a host has said nothing yet."""
     agenda: Agenda = field(default_factory=Agenda)
     _by_name: dict[str, Order] = field(default_factory=dict)
     _tried: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -137,6 +139,8 @@ class ControlPlane:
         if message.kind == "frames":
             target, frames = message.payload
             self.traffic.take(message.sender, target, frames, now_ns)
+        elif message.kind == "launched":
+            self.launching.discard(message.payload[0])
         elif message.kind == "refused":
             self._refused(message.sender, *message.payload)
         elif message.kind == "fetch" and self.keys is not None:
@@ -156,12 +160,21 @@ class ControlPlane:
         host = self.placement.place(order.guest, order.pin, self._tried.get(name, frozenset()))
         if host is None:
             self.unplaced[name] = reason
+            self.launching.discard(name)
             return
         first = name not in self.assigned
         self.assigned[name] = host
+        self.launching.add(name)
         self._send(host, "launch", guest_body(order.guest))
         if first:
             self._see_off(order)
+
+    def without_place(self, now_ns: int) -> Iterator[tuple[str, bool]]:
+        """VMs that nobody took and whose time is not over, and whether a host was told to launch each."""
+        for name in self.unplaced:
+            order = self._by_name[name]
+            if order.lifetime_ns is None or now_ns < order.arrival_ns + order.lifetime_ns:
+                yield name, name in self._tried
 
     def _see_off(self, order: Order) -> None:
         if order.lifetime_ns is not None:
@@ -186,6 +199,7 @@ class ControlPlane:
 
     def _destroy(self, name: str) -> None:
         host = self.placement.release(name)
+        self.launching.discard(name)
         if host is not None:
             self._send(host, "destroy", name)
 

@@ -29,6 +29,7 @@ from cluster.platform_body import platform_body, platform_of
 from cluster.resting_host import RestingHost, rests
 from cluster.standing_vms import STANDING
 from cluster.tables import EVENTS
+from cluster.vmi_phases import OF_ENDED
 from node.cost_table import load_cost_table
 from node.event_log import BucketDigest
 from node.guest import Guest, GuestSpec, GuestState
@@ -43,6 +44,7 @@ from node.tenant import TenantFactory
 from workloads.library import PROGRAMS
 
 MACHINES = "machines/"
+ENDED = "ended/"
 
 _new = tuple.__new__
 """Makes a named tuple without the call of Python's that its class would add: a fleet makes millions."""
@@ -180,7 +182,10 @@ class HostEntity:
         return rows
 
     def gauges(self) -> dict[str, float]:
-        """Live figures of the host; the counts of machines are named ``machines/STATE/GENERATION``."""
+        """Live figures of the host; the counts of machines are named ``machines/STATE/GENERATION``.
+
+        Each that ended otherwise than by an order, and is not forgotten, is named ``ended/STATE/NAME``.
+        """
         host = self.host
         counts = Counter(f"{MACHINES}{one.state}/{one.spec.generation.name}" for one in host.guests.values())
         books = host.hypervisor.figures()
@@ -190,7 +195,11 @@ class HostEntity:
             "asids_in_use": float(books.asids_in_use),
             "memory_bandwidth_ratio": host.contention.utilisation,
             **{name: float(count) for name, count in sorted(counts.items())},
-        }
+            **{
+                f"{ENDED}{one.state}/{name}": 1.0 for name, one in host.guests.items()
+                if one.state in OF_ENDED and (one.reason or one.state is GuestState.STOPPED)
+            },
+        }  # fmt: skip
 
     def _ask_launch_owner(self, vm: str, shown: bytes) -> bytes | None:
         if self._owners is None:

@@ -66,7 +66,7 @@ class MetricsPage(Collector):
             machines.add_metric((state, generation), count)
         yield machines
         yield from _host_families(now.gauges)
-        yield from migration_families(now.migrations)
+        yield from migration_families(now.migrations, now.vmi_phases)
 
 
 def _host_families(gauges: Mapping[str, Mapping[str, float]]) -> Iterator[Metric]:

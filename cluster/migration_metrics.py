@@ -33,6 +33,7 @@ from cluster.migration_figures import (
     Times,
     succeeded,
 )
+from cluster.vmi_phases import VmiPhase
 
 _NAMESPACE = "sevfleet"
 _Family = type[CounterMetricFamily | GaugeMetricFamily | UnknownMetricFamily]
@@ -67,12 +68,12 @@ _UNTOLD = (
 _STATES = ("evictable", "outdated")
 
 
-def migration_families(now: MigrationFigures) -> Iterator[Metric]:
-    """The families of one glance."""
+def migration_families(now: MigrationFigures, vmi_phases: Mapping[str, str]) -> Iterator[Metric]:
+    """The families of one glance; ``vmi_phases`` are those of machines that do not run."""
     for phase in (PENDING, SCHEDULING, RUNNING, _UNSET):
         name = f"kubevirt_vmi_migrations_in_{phase}_phase"
         yield GaugeMetricFamily(name, f"Migrations that are {phase}.", now.phases.get(phase, 0))
-    yield _machines(now)
+    yield _machines(now, vmi_phases)
     yield from _final_moves(now)
     for name, (kind, text, figure) in _KUBEVIRT.items():
         under_way = kind(f"kubevirt_vmi_migration_{name}", text, labels=_MACHINE)
@@ -110,19 +111,20 @@ def migration_families(now: MigrationFigures) -> Iterator[Metric]:
     yield last
 
 
-def _machines(now: MigrationFigures) -> Metric:
-    """Every machine that has a place. What only an agent in the guest, a pod or an annotation would tell is empty.
+def _machines(now: MigrationFigures, phases: Mapping[str, str]) -> Metric:
+    """Every machine that has a place, or that no host took. To Prometheus an empty label is none.
 
-    To Prometheus an empty label is none. Which of them are being launched the control plane does not know: all run.
+    What only an agent in the guest, a pod or an annotation would tell is empty.
     """
     family = GaugeMetricFamily(
         "kubevirt_vmi_info", "What a machine is, and where.", labels=(*_MACHINE, "phase", *_UNTOLD, *_STATES)
     )
     nothing = ("",) * len(_UNTOLD)
-    for vm, host in sorted(now.places.items()):
+    for vm in sorted(now.places.keys() | phases.keys()):
+        host = now.places.get(vm, "")
         evictable = not now.bound.get((vm, host), False)
         state = str(evictable).lower(), "false"
-        family.add_metric((host, _NAMESPACE, vm, "running", *nothing, *state), 1)
+        family.add_metric((host, _NAMESPACE, vm, phases.get(vm, VmiPhase.RUNNING), *nothing, *state), 1)
     return family
 
 

@@ -28,6 +28,8 @@ class Progress:
     gauges: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Each host's ``Entity.gauges()``, by host."""
     migrations: MigrationFigures = NO_MIGRATIONS
+    vmi_phases: Mapping[str, str] = field(default_factory=dict)
+    """Of each machine that does not run what KubeVirt calls that."""
     note: str = ""
     """What the driver is busy with, where it is not simulating: "starting Ray"."""
     troubles: tuple[str, ...] = ()

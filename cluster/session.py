@@ -9,15 +9,15 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from cluster.control_plane import ControlPlane
 from cluster.coordinator import Coordinator, CoordinatorResult, ProgressFacts
 from cluster.errors import RunFailedError
 from cluster.event_table import event_table
 from cluster.firmware_key import firmware_image
 from cluster.fleet import Changes, Fleet, build_fleet
-from cluster.host_entity import MACHINES, build_host
+from cluster.host_entity import ENDED, MACHINES, build_host
 from cluster.layout import Layout, Row, Rows, StartStoppedError, WorkerLostError
 from cluster.layouts import LAYOUTS
-from cluster.live_migration import LiveMigrations
 from cluster.migration import Outcome
 from cluster.migration_figures import MoveBooks
 from cluster.migration_rows import drain_row, migration_row, phase_rows, round_rows
@@ -28,6 +28,8 @@ from cluster.scenario import Scenario
 from cluster.tables import EVENTS
 from cluster.traffic_rows import traffic_rows
 from cluster.versions import versions
+from cluster.vmi_phases import vmi_phases
+from node.guest import GuestState
 from node.record_buffer import NO_LOG, LogWish
 from workloads.attested_start import proper_name
 
@@ -71,8 +73,7 @@ class Session:
         except StartStoppedError as stopped:
             nothing = CoordinatorResult(0, 0, 0, 0, 0, str(stopped))
             return self._results(scenario, fleet, nothing, {}, started, NO_LOG)
-        moves = fleet.control.migrations
-        show = None if on_progress is None else _Shown(self._layout, scenario.duration, on_progress, moves)
+        show = None if on_progress is None else _Shown(self._layout, scenario.duration, on_progress, fleet.control)
         coordinator = Coordinator(
             self._layout, fleet.control, scenario.lookahead,
             scenario.duration if end_ns is None else min(end_ns, scenario.duration),
@@ -148,9 +149,10 @@ def _telling_troubles(
 class _Shown:
     """Turns the coordinator's facts into what users see."""
 
-    def __init__(self, layout: Layout, duration_ns: int, tell: OnProgress, migrations: LiveMigrations) -> None:
+    def __init__(self, layout: Layout, duration_ns: int, tell: OnProgress, control: ControlPlane) -> None:
         self._layout = layout
-        self._moves = MoveBooks(migrations)
+        self._control = control
+        self._moves = MoveBooks(control.migrations)
         self._duration_ns = duration_ns
         self._tell = tell
         self._advised = False
@@ -158,12 +160,16 @@ class _Shown:
     def __call__(self, facts: ProgressFacts) -> None:
         machines: Counter[tuple[str, str]] = Counter()
         gauges: dict[str, dict[str, float]] = {}
+        ended: dict[tuple[str, str], GuestState] = {}
         for host, figures in self._layout.gauges().items():
             gauges[host] = {}
             for name, value in figures.items():
                 if name.startswith(MACHINES):
                     _, state, generation = name.split("/")
                     machines[state, generation] += int(value)
+                elif name.startswith(ENDED):
+                    _, state, vm = name.split("/", 2)
+                    ended[host, vm] = GuestState(state)
                 else:
                     gauges[host][name] = value
         troubles = list(self._layout.notes)
@@ -173,7 +179,8 @@ class _Shown:
         counts = facts.round_trips, facts.control_plane_acts, facts.events
         of = facts.virtual_ns, self._duration_ns
         moves = self._moves.at(facts.virtual_ns)
-        self._tell(Progress(*of, *counts, dict(machines), gauges, moves, troubles=tuple(troubles)))
+        phases = vmi_phases(self._control, ended, facts.virtual_ns)
+        self._tell(Progress(*of, *counts, dict(machines), gauges, moves, phases, troubles=tuple(troubles)))
 
 
 def _rows_of_unplaced(fleet: Fleet, rows: list[Row], hosts: frozenset[object]) -> list[Row]:

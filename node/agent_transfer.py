@@ -171,10 +171,10 @@ def export_by_agent(
                         private += [(part + page, first + page) for page in range(0, size, PAGE_BYTES)]
     private = sorted(one for one in private if one[1] not in areas)
     in_memory = {spa: gpa for gpa, spa in ((gpa, record.page_spa(gpa)) for gpa in _gpas_of(record, areas)) if spa}
-    yield from _smash(self, record, [spa for _, spa in private] + [spa for spa in areas if spa in in_memory])
-    yield from _hold(self, record, areas, in_memory)
     swaps = PageSwaps(self, record)
     yield from swaps.begin()
+    yield from _smash(self, record, [spa for _, spa in private] + [spa for spa in areas if spa in in_memory])
+    yield from _hold(self, record, areas, in_memory)
     try:
         packets, sealed, rows, metadata = yield from _swap_out(record, swaps, private, seats, in_memory)
     except LaunchRefused:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from node import operations as op
-from node.frame_allocator import OutOfMemory
 from node.guest_memory_map import Range
-from node.hypervisor_port import Answers, Batch
+from node.hypervisor_port import Answers, Batch, LaunchRefused
 from node.launched_vm import LaunchedVm
 from node.nae_event import GuestRequest
 from psp import command_buffers as buffers
+from psp.attestation_report import REPORT_BYTES
 from psp.certificate_table import with_agent_report
 from psp.commands import SnpCommand
 from psp.system_bus import PAGE_BYTES, RmpEntry
@@ -91,6 +91,10 @@ class GuestRequests:
             (fetched,) = yield (op.FetchCertificates(),)
             table = self.certificates or (fetched if isinstance(fetched, bytes) else b"")
             if self.agent_report is not None and record.agent:
+                # Every report is as long: who makes too little room hears so before an agent is asked for one.
+                needed = self._more_room(asked, with_agent_report(table, bytes(REPORT_BYTES)))
+                if needed is not None:
+                    return Requested(RequestError.BUFFER_TOO_SMALL, pages_needed=needed)
                 table = with_agent_report(table, (yield from self.agent_report()))
             needed = yield from self.lay(record, asked, table)
             if needed is not None:
@@ -100,12 +104,10 @@ class GuestRequests:
     @staticmethod
     def lay(record: LaunchedVm, asked: GuestRequest, table: bytes) -> Generator[Batch, Answers, int | None]:
         """Put a table where the guest wants it; how many pages it takes if that is too little room."""
-        if not table and not asked.data_pages:
-            return None
-        table = table or END_OF_CERTIFICATES
-        needed = -(-len(table) // PAGE_BYTES)
-        if asked.data_pages < needed:
+        needed = GuestRequests._more_room(asked, table)
+        if needed is not None or not asked.data_pages:
             return needed
+        table = table or END_OF_CERTIFICATES
         place = Range(asked.data_gpa, len(table))
         writes = [
             op.HostWrite(spa, table[gpa - place.gpa : gpa - place.gpa + length])
@@ -114,6 +116,14 @@ class GuestRequests:
         if sum(len(one.data) for one in writes) != len(table) or any((yield tuple(writes))):
             raise BadPage
         return None
+
+    @staticmethod
+    def _more_room(asked: GuestRequest, table: bytes) -> int | None:
+        """How many pages a table takes if the guest made too little room for it; one without any wants no end."""
+        if not table and not asked.data_pages:
+            return None
+        needed = -(-len(table or END_OF_CERTIFICATES) // PAGE_BYTES)
+        return needed if asked.data_pages < needed else None
 
     def _exchange(self, record: LaunchedVm, message: bytes, response_spa: int) -> Asking:
         own = record.request_pages or (yield from self.own_pages(record))
@@ -136,7 +146,7 @@ class GuestRequests:
         """A page for requests and one for answers, for as long as the guest lives; None where there is no room."""
         try:
             there, back = self._room(record), self._room(record)
-        except OutOfMemory:
+        except LaunchRefused:
             return None
         (lent,) = yield (op.RmpUpdate(back, PAGE_BYTES, _FIRMWARE),)
         if lent:

@@ -316,7 +316,11 @@ class Hypervisor:
         return spa
 
     def small_page(self, record: LaunchedVm) -> int:
-        spa = self._frame()
+        """A frame for a VM, until it goes. Raises LaunchRefused where there is none, for a move or a launch ends so."""
+        try:
+            spa = self._frame()
+        except OutOfMemory as error:
+            raise LaunchRefused(str(error)) from error
         record.small.append(spa)
         return spa
 

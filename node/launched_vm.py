@@ -36,6 +36,8 @@ class LaunchedVm:
     """(GPA, SPA, length) of RAM and firmware."""
     small: list[int] = field(default_factory=list)
     """4 KiB frames: command page, guest context, save areas."""
+    spare: list[int] = field(default_factory=list)
+    """Those of them that its pages went out through, and are to come in again through if it stays."""
     tables: list[tuple[int, int]] = field(default_factory=list)
     """(SPA, length) of the pages of its nested page table."""
     save_areas: list[int] = field(default_factory=list)

@@ -68,26 +68,33 @@ class PageSwaps:
         self._gone: list[_Gone] = []
 
     def begin(self) -> Task:
-        """Take the frame that contents go through: firmware's."""
-        self._through = self._host.small_page(self._record)
+        """Take the frame that contents go through: firmware's. Raises LaunchRefused, as all that takes frames."""
+        self._through = self._frame()
         yield from self._host.give_to_firmware(self._through)
 
     def end(self) -> Task:
-        """Give the frames back."""
+        """Keep the frames: if the guest stays after all it comes in again through as many, and must not lack any."""
         yield from self._host.take_from_firmware(self._through)
         yield from self._take_pages()
-        yield from self._give_frames()
+        yield from self._clear()
+        self._record.spare += [self._through, *self.pages]
+
+    def _clear(self) -> Task:
+        yield tuple([op.HostClear(spa, PAGE_BYTES) for spa in (self._through, *self.pages)])
 
     def _give_frames(self) -> Task:
+        yield from self._clear()
         taken = [self._through, *self.pages]
         for spa in taken:
             self._record.small.remove(spa)
-        yield tuple([op.HostClear(spa, PAGE_BYTES) for spa in taken])
         self._host.frames.release([(spa, PAGE_BYTES) for spa in taken])
+
+    def _frame(self) -> int:
+        return self._record.spare.pop(0) if self._record.spare else self._host.small_page(self._record)
 
     def metadata_page(self) -> Generator[Batch, Answers, int]:
         """A new one."""
-        spa = self._host.small_page(self._record)
+        spa = self._frame()
         yield from self._host.give_to_firmware(spa)
         self.pages.append(spa)
         order = swap_buffers.SnpPageMdInit(self._record.gctx, spa)
@@ -157,7 +164,7 @@ class PageSwaps:
 
     def open(self, metadata: tuple[bytes, ...], entries: int) -> Task:
         """Take the Metadata pages in, the root's first."""
-        self._through = self._host.small_page(self._record)
+        self._through = self._frame()
         sizes = [-(-entries // _ENTRIES)]
         while sizes[-1] > 1:
             sizes.append(-(-sizes[-1] // _ENTRIES))
@@ -169,7 +176,7 @@ class PageSwaps:
         for size in reversed(sizes):
             level = []
             for at, sealed in enumerate(metadata[end - size : end]):
-                spa = self._host.small_page(self._record)
+                spa = self._frame()
                 yield from self._host.give_to_firmware(spa)
                 self._record.firmware_pages.append(spa)
                 mdata = above[at // _ENTRIES] + at % _ENTRIES * MdataEntry.SIZE if above else None

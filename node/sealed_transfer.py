@@ -79,9 +79,12 @@ def show_platform(self: Hypervisor, record: LaunchedVm) -> ReceiveTask:
 
 
 def _frames(self: Hypervisor, record: LaunchedVm) -> int:
-    """The frames in a row that a transfer takes."""
+    """The frames in a row that a transfer takes. Raises LaunchRefused where nowhere so many are free."""
     if not record.transfer:
-        ((spa, length),) = self.frames.allocate(PAGES * PAGE_BYTES, PAGE_BYTES)
+        length = PAGES * PAGE_BYTES
+        spa = self.frames.allocate_run(length, PAGE_BYTES)
+        if spa is None:
+            raise LaunchRefused(f"memory: {length} bytes wanted in a row, {self.frames.free_bytes} free")
         record.transfer = spa
         record.small += range(spa, spa + length, PAGE_BYTES)
     return record.transfer

@@ -8,6 +8,7 @@ from node import operations as op
 from node.ghcb_page import BadInput, GhcbReply, build_exit, parse_reply
 from node.guest_requests import MESSAGE_TYPE, REPORT_REQUEST
 from node.nae_event import EVENTS, NaeEvent
+from psp.attestation_report import REPORT_BYTES
 from psp.certificate_table import CertificateKind, agent_report_of, packed
 from psp.command_buffers import SnpGuestRequest
 from psp.commands import SnpCommand
@@ -140,6 +141,27 @@ def test_the_agent_is_asked_for_guests_alone_that_it_may_move(guest, movable):
     assert asked == ["report"] * movable
     shown = agent_report_of(guest.do(op.Read(guest.data, PAGE, private=False)))
     assert shown == (b"the agent's" if movable else None)
+
+
+@pytest.mark.parametrize("report", [bytes(range(1, 17)) * (REPORT_BYTES // 16), b""], ids=["a report", "nothing"])
+def test_the_agent_is_asked_once_for_a_guest_that_makes_too_little_room_at_first(guest, report):
+    guest.tap()
+    guest.server.certificates = packed({CertificateKind.VCEK: b"v" * (PAGE - REPORT_BYTES)})
+    asked = []
+
+    def proves_itself():
+        asked.append("report")
+        yield ()
+        return report
+
+    guest.server.agent_report, guest.record.agent = proves_itself, True
+    for pages in (0, 1):
+        assert guest.extended(pages) == (1 << 32, 2)
+    assert not asked
+    assert guest.seen == []
+    assert guest.extended(2) == (0, 2)
+    assert asked == ["report"]
+    assert (agent_report_of(guest.do(op.Read(guest.data, 2 * PAGE, private=False))) or b"") == report
 
 
 def test_without_certificates_the_table_is_empty(guest):

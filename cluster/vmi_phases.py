@@ -1,0 +1,55 @@
+"""The phase of each machine under KubeVirt's names, as its ``kubevirt_vmi_info`` has it.
+
+A phase there is a VirtualMachineInstancePhase (kubevirt.io/api/core/v1, types.go) in lower case. Of those a fleet here
+has five. Nothing is pending, for a machine is placed in the moment in which it arrives; nobody's phase is unknown, for
+the page is told by the hosts themselves; a machine that stands still is running there too, and one that moves runs on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from node.guest import GuestState
+
+if TYPE_CHECKING:
+    from cluster.control_plane import ControlPlane
+
+
+class VmiPhase(StrEnum):
+    """Those that a machine here can be in."""
+
+    SCHEDULING = "scheduling"
+    """No host has room for it."""
+    SCHEDULED = "scheduled"
+    """A host was told to launch it, and has not said that it runs."""
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    """It powered itself off, and its time is not over."""
+    FAILED = "failed"
+    """It went down with its host or in a move, or no host launched it that was told to."""
+
+
+OF_ENDED: Mapping[GuestState, VmiPhase] = {
+    GuestState.STOPPED: VmiPhase.SUCCEEDED, GuestState.DESTROYED: VmiPhase.FAILED,
+}  # fmt: skip
+"""What it means that a machine is in such a state where the control plane still has a place for it."""
+
+
+def vmi_phases(control: ControlPlane, ended: Mapping[tuple[str, str], GuestState], now_ns: int) -> dict[str, VmiPhase]:
+    """Phases of all machines that do not run, and have a place or should have one at ``now_ns``.
+
+    ``ended`` are the states of ``OF_ENDED`` by host and machine, as the hosts have them.
+    """
+    phases = {
+        name: VmiPhase.FAILED if was_tried else VmiPhase.SCHEDULING
+        for name, was_tried in control.without_place(now_ns)
+    }
+    for name, host in control.placement.places().items():
+        state = ended.get((host, name))
+        if state is not None:
+            phases[name] = OF_ENDED[state]
+        elif name in control.launching:
+            phases[name] = VmiPhase.SCHEDULED
+    return phases
