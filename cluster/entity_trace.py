@@ -70,9 +70,13 @@ def entity_trace(
         raise TraceError(f"{folder}: entity: expected {expected_name(entity, known)}, got {shown(entity)}")
     ended_ns = reached_ns(saved)
     until_ns = ended_ns if to_ns is None else min(to_ns, ended_ns)
-    if from_ns >= until_ns:
-        end, begin = DURATION.format(until_ns), DURATION.format(from_ns)
-        raise TraceError(f"{folder}: from: expected a time before the trace's end at {end}, got {begin}")
+    begin = DURATION.format(from_ns)
+    if from_ns > ended_ns:
+        ended = DURATION.format(ended_ns)
+        raise TraceError(f"{folder}: from: expected a time up to the end of the run at {ended}, got {begin}")
+    if until_ns < from_ns or until_ns == from_ns != ended_ns:
+        got = DURATION.format(until_ns)
+        raise TraceError(f"{folder}: to: expected a time after the trace's beginning at {begin}, got {got}")
     if saved.events is not None and _is_logged(saved, entity):
         return EntityTrace(entity, from_ns, until_ns, _until(saved.events, entity, until_ns, ended_ns), run_again=False)
     # To the end of a bucket, so that its digest can be held against the saved one.

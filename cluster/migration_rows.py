@@ -9,15 +9,16 @@ from node.guest import GuestSpec
 from node.sealed_transfer import SEALED
 
 
-def migration_row(one: Migration) -> Row:
-    """A row of the table ``migrations``."""
+def migration_row(one: Migration, machine: GuestSpec | None = None) -> Row:
+    """A row of the table ``migrations``; ``machine`` is what was to move, which a move of one on no host never saw."""
+    guest = one.guest or machine
     rounds = [] if one.precopy is None else one.precopy.rounds
     completed = one.outcome is Outcome.COMPLETED
     came_bytes = one.pulled_bytes if completed else one.came_bytes
     return {
         "migration": one.number,
         "vm": one.order.vm,
-        "generation": None if one.guest is None else one.guest.generation.name,
+        "generation": None if guest is None else guest.generation.name,
         "source": one.source or None,
         "destination": one.destination or None,
         "drain": one.order.drain,
@@ -44,7 +45,7 @@ def migration_row(one: Migration) -> Row:
         "frame_bytes": one.frame_bytes,
         "pages_checked": one.pages_checked,
         "downtime_ns": one.resumed_ns - one.stopped_ns if completed else None,
-        "carrier": None if one.guest is None else _carrier(one.guest),
+        "carrier": None if guest is None else _carrier(guest),
         "devices_free_ns": None if one.devices_free_ns < 0 else one.devices_free_ns,
         "devices_settled_ns": None if one.devices_settled_ns < 0 else one.devices_settled_ns,
         "devices": _devices(one),

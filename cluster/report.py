@@ -226,11 +226,11 @@ def _moves(results: Results) -> Table:
     kinds: defaultdict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in _rows(results, "migrations"):
         how = []
-        if (row["carrier"] or "").startswith("handler") and row["outcome"] == Outcome.COMPLETED:
+        if row["carrier"].startswith("handler") and row["outcome"] == Outcome.COMPLETED:
             how.append(f"by its {row['carrier']}")
         if row["devices"]:
             how.append(f"devices: {row['devices']}")
-        kinds[row["generation"] or "-", row["outcome"], row["reason"] or ", ".join(how)].append(row)
+        kinds[row["generation"], row["outcome"], row["reason"] or ", ".join(how)].append(row)
     table = _table(
         "Live migrations", "generation", "outcome", "VMs", "rounds", "sent", "took", "downtime", "longest", "reason",
         "",

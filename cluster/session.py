@@ -97,7 +97,7 @@ class Session:
         fleet.control.migrations.close(outcome.reached_ns)
         moves = fleet.control.migrations.all
         events = event_table(logs, move_events(moves, log, outcome.reached_ns)) if log else None
-        tables["migrations"] = [migration_row(one) for one in moves]
+        tables["migrations"] = [migration_row(one, fleet.wanted[one.order.vm].guest) for one in moves]
         tables["migration_phases"] = [row for one in moves for row in phase_rows(one)]
         tables["migration_rounds"] = [row for one in moves for row in round_rows(one)]
         tables["traffic"] = traffic_rows(fleet.control.traffic)

@@ -391,7 +391,7 @@ _MIGRATIONS = TableSchema(
     _columns(
         ("migration", _I, "1", "number, in the order they were asked for", "key"),
         ("vm", _T, "", "name of the virtual machine"),
-        ("generation", _T, "", "how the guest is protected; none of one that was on no host", "optional"),
+        ("generation", _T, "", "how the guest is protected, or would be: it may be on no host"),
         ("source", _T, "", "host it was on", "optional"),
         ("destination", _T, "", "host it was to go to", "optional"),
         ("drain", _T, "", "host whose drain asked for it", "optional"),
@@ -421,7 +421,7 @@ _MIGRATIONS = TableSchema(
         ("frame_bytes", _I, "byte", "frames of registers, pages and blocks that really travelled"),
         ("pages_checked", _I, "1", "pages read back at the target and found as the source had them"),
         ("downtime_ns", _I, "ns", "how long the virtual machine stood still", "optional"),
-        ("carrier", _T, "", "who carries it: hosts, firmware, agents, handler, or handler and agents", "optional"),
+        ("carrier", _T, "", "who carries it: hosts, firmware, agents, handler, or handler and agents"),
         ("devices_free_ns", _I, "ns", "when its guest had let its trusted devices go", "optional"),
         ("devices_settled_ns", _I, "ns", "when it had made what it could of those at the target", "optional"),
         ("devices", _T, "", "how it uses those: trusted, n of m trusted, or bounce buffers", "optional"),

@@ -19,7 +19,9 @@ from pydantic_core import PydanticCustomError
 LARGEST = (1 << 63) - 1
 """Quantities are 64-bit signed everywhere, in messages and in result tables."""
 
-_NUMBER_AND_UNIT = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,18})?) ?([A-Za-zµ/]{1,5})")
+_MOST_DIGITS = 20
+"""Before the point, of what may still be a quantity: of bytes a second in bits a second."""
+_NUMBER_AND_UNIT = re.compile(r"([0-9]++)(\.[0-9]{1,18})? ?([A-Za-zµ/]{1,5})")
 
 
 class UnitError(ValueError):
@@ -55,14 +57,16 @@ class Quantity:
 
     def parse(self, text: object) -> int:
         """The number of base units; raises UnitError."""
-        match = _NUMBER_AND_UNIT.fullmatch(text.strip()) if isinstance(text, str) and len(text) <= 64 else None
-        if match is None or match[2] not in self.units:
+        match = _NUMBER_AND_UNIT.fullmatch(text.strip()) if isinstance(text, str) else None
+        if match is None or match[3] not in self.units:
             raise UnitError(self.expectation, text)
-        value = Fraction(match[1]) * self.units[match[2]]
+        # However many digits there are, no more are calculated with.
+        whole = match[1].lstrip("0")[: _MOST_DIGITS + 1]
+        value = Fraction(f"0{whole}{match[2] or ''}") * self.units[match[3]]
+        if value >= LARGEST + 1:
+            raise UnitError(f"a {self.name} below 2^63 {self.base}", text)
         if value.denominator != 1:
             raise UnitError(f"a whole number of {self.base}", text)
-        if value > LARGEST:
-            raise UnitError(f"a {self.name} below 2^63 {self.base}", text)
         return int(value)
 
     def format(self, value: int) -> str:
@@ -154,7 +158,7 @@ def _field(quantity: Quantity) -> tuple[BeforeValidator, PlainSerializer, WithJs
     units = "|".join(re.escape(unit) for unit in quantity.units)
     schema = {
         "type": "string",
-        "pattern": rf"^ *[0-9]{{1,19}}(\.[0-9]{{1,18}})? ?({units}) *$",
+        "pattern": rf"^ *[0-9]+(\.[0-9]{{1,18}})? ?({units}) *$",
         "examples": [quantity.example],
     }
     return BeforeValidator(read), PlainSerializer(quantity.format, return_type=str), WithJsonSchema(schema)

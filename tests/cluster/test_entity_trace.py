@@ -16,6 +16,8 @@ from cluster.bundled_scenarios import load_scenario
 from cluster.cli import main
 from cluster.entity_trace import EntityTrace, TraceError, entity_trace
 from cluster.event_lines import event_lines, seconds
+from cluster.inline_layout import InlineLayout
+from cluster.layout import StartStoppedError
 from cluster.results import Results, ResultsError
 from cluster.scenario import Scenario, ScenarioError
 from cluster.simulation import run
@@ -210,8 +212,36 @@ def test_a_run_that_lost_a_host_is_the_same_run_as_far_as_there_is_anything_of_i
 
 
 def test_a_time_that_the_run_does_not_have_is_refused(folders: dict[str, Path]) -> None:
-    with pytest.raises(TraceError, match=r"from: expected a time before the trace's end at 1.5 min, got 2 min"):
-        entity_trace(folders["logged"], "database", from_ns=120 * S)
+    with pytest.raises(TraceError, match=r"from: expected a time up to the end of the run at 1.5 min, got 2 min"):
+        entity_trace(folders["logged"], "database", from_ns=120 * S, to_ns=5 * S)
+
+
+@pytest.mark.parametrize("to_ns", [None, 0, S])
+@pytest.mark.parametrize("entity", ["host-1", "database"])
+def test_of_a_run_that_was_ended_before_anything_began_there_is_nothing_to_tell(
+    scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    entity: str, to_ns: int | None,
+) -> None:  # fmt: skip
+    def start(*_: object) -> None:
+        raise StartStoppedError("stopped with Ctrl-C")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(InlineLayout, "start", start)
+        nothing = run(scenario, layout="inline")
+    assert (nothing.figures["virtual_s"], nothing.partial) == (0.0, "stopped with Ctrl-C")
+    nothing.save(tmp_path / "out")
+    trace = entity_trace(tmp_path / "out", entity, to_ns=to_ns)
+    assert (trace.from_ns, trace.to_ns, trace.events.num_rows, trace.parted) == (0, 0, 0, None)
+    file = tmp_path / "trace.json"
+    assert main(["trace", str(tmp_path / "out"), "--entity", entity, "--perfetto", str(file)]) == 0
+    assert f"{entity}, 0.000000000 s to 0.000000000 s, 0 records, run again\n" in capsys.readouterr().out
+    assert not [event for event in json.loads(file.read_text())["traceEvents"] if event["ph"] != "M"]
+
+
+def test_what_is_of_the_very_end_of_a_run_can_be_asked_for(folders: dict[str, Path]) -> None:
+    whole = entity_trace(folders["logged"], "database").events.to_pylist()
+    last = entity_trace(folders["logged"], "database", from_ns=90 * S).events.to_pylist()
+    assert last == [row for row in whole if row["time_ns"] == 90 * S] != []
 
 
 # Lines.
@@ -354,7 +384,8 @@ def test_the_command_says_where_a_run_made_again_is_another_one(
     [
         (["--entity", "host-3"], 'entity: expected a host or VM of the run, such as host-2, host-1, got "host-3"'),
         (["--entity", "host-1", "--from", "soon"], "--from: expected a time such as"),
-        (["--entity", "host-1", "--from", "5 s", "--to", "5 s"], "expected a time before the trace's end at 5 s, got"),
+        (["--entity", "host-1", "--from", "5 s", "--to", "5 s"], "the trace's beginning at 5 s, got 5 s"),
+        (["--entity", "host-1", "--to", "0 s"], "to: expected a time after the trace's beginning at 0 ns, got 0 ns"),
         (["--entity", "host-1", "--limit", "-1"], "--limit: expected a whole number from 0"),
         (["--entity", "host-1", "--perfetto", "no/where.json"], "--perfetto: expected a file in a folder that exists"),
         ([], "the following arguments are required: --entity"),

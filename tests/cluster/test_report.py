@@ -7,6 +7,7 @@ from rich.console import Console
 from cluster.report import ADDED, OWN, print_summary
 from cluster.results import Results
 from cluster.scenario import Scenario
+from cluster.simulation import run
 from cluster.tables import TABLES, ColumnType, Row
 from node.mechanism import Mechanism
 
@@ -81,14 +82,18 @@ def test_moves_that_nobody_has_measured_say_model_only_with_the_range_of_the_rat
     assert said == [("", ""), ("model only", ": firmware sends 1 to 100 MB/s"), ("", ""), ("model only", "")]
 
 
-def test_a_move_of_a_vm_that_was_on_no_host_has_a_dash_for_its_generation(quiet_scenario: Scenario) -> None:
-    move = row("migrations", vm="gone", generation=None, outcome="refused", reason="NO_SUCH_VM")
-    (line,) = (
-        line
-        for line in printed(Results.of_rows(quiet_scenario, {"migrations": [move]}, run={})).splitlines()
-        if "NO_SUCH_VM" in line
-    )
-    assert line.split()[:2] == ["-", "refused"]
+@pytest.mark.parametrize("move", [{"at": "1 s"}, {"at": "9 s"}])
+def test_a_move_of_a_vm_that_is_not_there_yet_or_any_more_says_of_which_generation_it_is(move: dict[str, str]) -> None:
+    group = {"name": "vm", "generation": "SEV", "memory": "256 MiB", "workload": "idle"}
+    scenario = Scenario.parse(
+        {
+            "schema": 1, "name": "no-such-vm", "duration": "10 s", "migrations": [{"vm": "vm"} | move],
+            "hosts": [{"name": "host", "product": "Milan", "memory": "4 GiB", "count": 2}],
+            "vms": [group | {"arrival": "2 s", "lifetime": "5 s"}],
+        }
+    )  # fmt: skip
+    (line,) = (line for line in printed(run(scenario, layout="inline")).splitlines() if "NO_SUCH_VM" in line)
+    assert line.split()[:3] == ["SEV", "refused", "1"]
 
 
 def test_moves_say_what_became_of_devices_and_who_carried_them(quiet_scenario: Scenario) -> None:

@@ -1,6 +1,7 @@
 """Workers lost at any call, one after another: who takes a seat says nothing twice and counts nothing twice."""
 
 from collections import Counter
+from functools import partialmethod
 from types import SimpleNamespace
 
 import pytest
@@ -10,10 +11,12 @@ from toy_hosts import digest, draw, run_toys, toys
 from cluster import life_sign
 from cluster import seat as seat_module
 from cluster.actor_layout import packed
+from cluster.coordinator import UNBOUNDED
 from cluster.inline_layout import InlineLayout
-from cluster.layout import WorkerLostError
+from cluster.journal import Journal
+from cluster.layout import Layout, WorkerLostError
 from cluster.ray_cluster import ARRIVE_S, Missing
-from cluster.seat import MOST_LOSSES
+from cluster.seat import CALM_CALLS, MOST_LOSSES
 from cluster.shard_worker import parsed_call
 
 END_NS = 4000
@@ -56,6 +59,52 @@ def test_one_that_is_lost_in_the_same_window_again_and_again_is_given_up_by_name
     with pytest.raises(WorkerLostError, match=r"^worker 1 was lost 4 times in a row, about .* of virtual time: its"):
         run_toys(on_pretended(packed(1), PretendedCluster(fate)), toys(2), end_ns=END_NS)
     assert losses["advance"] == MOST_LOSSES + 1
+
+
+@pytest.mark.parametrize(("early", "budget"), [(None, UNBOUNDED), (1, UNBOUNDED), (None, 1)])
+def test_the_way_that_was_gone_before_is_no_calm_however_long_it_is(
+    early: int | None, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each worker is told window for window what was told; every second one may be lost at one of these."""
+    monkeypatch.setattr(Journal, "windows", partialmethod(Journal.windows, together_bytes=1))
+    done: list[int] = []
+
+    def fate(call: PretendedCall) -> object:
+        windows = [one for one in call.actor.calls if one.method == "advance"]
+        horizon_ns = parsed_call(call.arguments[0])[0] if call.method == "advance" else 0
+        if (horizon_ns < 2 * END_NS and (len(windows) != early or not len(done) % 2)) or len(done) > MOST_LOSSES:
+            return None
+        done.append(len(windows))
+        return Missing.LOST
+
+    with pytest.raises(WorkerLostError, match=r"^worker 1 was lost 4 times in a row, about 7\.\d+ us of virtual time"):
+        run_toys(on_pretended(packed(1), PretendedCluster(fate)), toys(2), end_ns=3 * END_NS, event_budget=budget)
+    assert max(done) > CALM_CALLS
+
+
+@pytest.mark.parametrize(("further", "lost"), [(2 * CALM_CALLS, False), (CALM_CALLS // 2, True)])
+def test_who_comes_much_further_within_a_window_each_time_is_not_lost_in_a_row(further: int, lost: bool) -> None:
+    """A window may hold the whole run, where nobody can reach anybody: then it is calls that tell."""
+    ends: list[int] = []
+
+    def fate(call: PretendedCall) -> object:
+        done = sum(one.method == "advance" for one in call.actor.calls)
+        if done < further * (1 + len(ends)) or len(ends) > MOST_LOSSES:
+            return None
+        ends.append(parsed_call(call.arguments[0])[0])
+        return Missing.LOST
+
+    def run_of(layout: Layout) -> str:
+        return digest(run_toys(layout, toys(8), end_ns=END_NS, lookahead_ns=END_NS, event_budget=1)[0])
+
+    layout = on_pretended(packed(1), PretendedCluster(fate))
+    if lost:
+        with pytest.raises(WorkerLostError, match=r"^worker 1 was lost 4 times in a row"):
+            run_of(layout)
+    else:
+        assert run_of(layout) == run_of(InlineLayout())
+    assert len(ends) == MOST_LOSSES + 1
+    assert len(set(ends)) == 1
 
 
 def test_one_that_gives_no_sign_of_life_is_named_then_ended_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
