@@ -31,6 +31,7 @@ from node.migration_frames import (
     state_of,
 )
 from node.page_swaps import with_metadata
+from node.sleeper import Sleeper, sleeps_left_ns
 from node.svsm_memory import laboratory_svsm
 from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
@@ -314,6 +315,13 @@ class Arrivals:
         name = guest.spec.name
         guest.state = _PAUSED
         self._ready.discard(name)
+        host.chain.record_octets(host.clock.now_ns, _CAME, name.encode())
+        # A log names the demands also of VMs that have left.
+        puts_off = name in host.board.unlaid.vms and host.log.records is None
+        if puts_off and (left_ns := sleeps_left_ns(state)):
+            guest.state = _RUNNING
+            Sleeper(host, guest, entered, state, books, left_ns)
+            return
         host.log.enter(name, books.chain)
         host.put_up(guest, entered, state.reset_rips)
         books.open(guest)
@@ -322,7 +330,6 @@ class Arrivals:
                 vcpu.state = _OUT  # Its registers are loaded when it goes on.
             else:
                 host.vcpus.load(vcpu)
-        host.chain.record_octets(host.clock.now_ns, _CAME, name.encode())
         guest.state = _RUNNING
         host.vcpus.start_paused(guest)
         if host.clock.unsettled:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from node.contention import NEVER_NS
 from node.device_notice import Told
 from node.dirty_log import DirtyLog
-from node.dirty_rates import LONGEST_LOOK_NS, LOOK_NS, DirtyRates, Pool, Reads
+from node.dirty_rates import LONGEST_LOOK_NS, LOOK_NS, DirtyRates, Pool, Reads, pools_at_rest
 from node.event_log import ChainEnd
 from node.guest import GONE, Guest, GuestState
 from node.guest_books import GuestBooks
@@ -74,9 +74,12 @@ class _Departure:
     asked: bool = False
     """Whether the guest knows that they are wanted."""
 
-    def __init__(self, guest: Guest, rates: DirtyRates, restate: Callable[[tuple[Pool, ...]], None]) -> None:
+    rates: DirtyRates | None = None
+    """Of one that began to leave asleep none is measured before somebody asks."""
+
+    def __init__(self, guest: Guest, began_ns: int, restate: Callable[[tuple[Pool, ...]], None]) -> None:
         self.guest = guest
-        self.rates = rates
+        self.began_ns = began_ns
         self.restate = restate
 
 
@@ -105,10 +108,12 @@ class Departures:
         else:
             host.streams.begin(name)
             host.clock.settle()
-        departure = _Departure(guest, DirtyRates(guest, host.contention, host.clock.now_ns), restate)
-        self.under_way[name] = departure
+        departure = self.under_way[name] = _Departure(guest, host.clock.now_ns, restate)
         guest.dirty_log = DirtyLog()
         guest.changed = lambda: self._changed(departure)
+        if guest.asleep is not None:
+            return pools_at_rest(guest.spec, guest.asleep)
+        departure.rates = DirtyRates(guest, host.contention, host.clock.now_ns)
         return departure.rates.stated
 
     def ask_devices(self, name: str, within_ns: int, told: Callable[[str | None], None]) -> None:
@@ -137,13 +142,13 @@ class Departures:
 
     def statement(self, name: str) -> tuple[Pool, ...]:
         """The pools of a VM that is leaving, as they are now."""
-        return self.under_way[name].rates.stated
+        return self._rates(self.under_way[name]).stated
 
     def reads(self, name: str) -> Reads:
         """What a VM that is leaving reads all over, as it does now."""
         departure = self.under_way[name]
         self._host.contention.advance(self._host.clock.now_ns)
-        return departure.rates.reads(departure.guest)
+        return self._rates(departure).reads(departure.guest)
 
     def zero_pages(self, name: str) -> tuple[int, int]:
         """Bytes of a leaving VM's memory that are held, and how many of them are pages of zeros."""
@@ -194,7 +199,7 @@ class Departures:
         if guest.state is _RUNNING:
             now_ns = self._host.clock.now_ns
             self._host.contention.advance(now_ns)
-            departure.rates.begin_anew(now_ns)
+            self._rates(departure).begin_anew(now_ns)
             slow_down(self._host.vcpus, guest, Throttle(standing_still, most_bytes_per_s), now_ns)
             self._host.clock.settle()
             departure.interval_ns = LOOK_NS
@@ -224,7 +229,10 @@ class Departures:
             if guest.spec.network and self._host.network.in_use(guest):
                 failed(MigrationRefusal.NETWORK_CARD)
                 return
-            started = tuple([vcpu.state is not _WAITING for vcpu in guest.vcpus])
+            if guest.asleep is not None:
+                started = guest.asleep.started
+            else:
+                started = tuple([vcpu.state is not _WAITING for vcpu in guest.vcpus])
             if not self._host.unlaid_moves.export(guest, started, read, refused):
                 export = self._host.hypervisor.export(name, started, guest.boot_rips)
                 self._host.tasks.run(export, guest, read, refused, paid=True)
@@ -308,11 +316,14 @@ class Departures:
         departure.handed_on = True
         self.chains.pop(name, None)
         guest = departure.guest
-        host.vcpus.let_go(guest)
         guest.state = _DEPARTED
         # Its books and what they follow from are the next host's.
-        guest.vcpus, guest.phase_costs, guest.lost_ns, guest.row_ns = [], {}, {}, {}
-        del guest.software
+        if guest.asleep is not None:
+            guest.asleep.leave()
+        else:
+            host.vcpus.let_go(guest)
+            guest.vcpus, guest.phase_costs, guest.lost_ns, guest.row_ns = [], {}, {}, {}
+            del guest.software
         self._take_off(guest)
 
     def crash(self, name: str) -> None:
@@ -383,6 +394,11 @@ class Departures:
             return MigrationRefusal.NETWORK_CARD
         return None
 
+    def _rates(self, departure: _Departure) -> DirtyRates:
+        if departure.rates is None:
+            departure.rates = DirtyRates(departure.guest, self._host.contention, departure.began_ns, slept=True)
+        return departure.rates
+
     def _changed(self, departure: _Departure) -> None:
         if departure.look_at_ns < 0:
             self._look_soon(departure)
@@ -400,11 +416,12 @@ class Departures:
         if departure.stopping or self.under_way.get(departure.guest.spec.name) is not departure:
             return
         host.contention.advance(host.clock.now_ns)
-        if departure.rates.look(host.clock.now_ns):
+        rates = self._rates(departure)
+        if rates.look(host.clock.now_ns):
             departure.interval_ns = LOOK_NS
-            departure.restate(departure.rates.stated)
+            departure.restate(rates.stated)
         else:
             departure.interval_ns = min(2 * departure.interval_ns, LONGEST_LOOK_NS)
-        if departure.rates.is_stale():
+        if rates.is_stale():
             self._changed(departure)
 

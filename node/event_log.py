@@ -57,13 +57,13 @@ class EventLog:
         self._chains[entity] = begun
         return begun
 
-    def enter(self, entity: str, end: tuple[int, int, bytes]) -> None:
+    def enter(self, entity: str, end: tuple[int, int, bytes]) -> Chain:
         """Go on with the chain of an entity that came."""
         found = self._chains.get(entity)
         if found is None:
-            self._begun(entity, end)
-        else:
-            found.enter(end)
+            return self._begun(entity, end)
+        found.enter(end)
+        return found
 
     def close(self) -> list[BucketDigest]:
         """Close every open bucket; rows by entity, then bucket."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from node.boot_phases import BootPath
 from node.device_notice import Told
@@ -28,6 +29,11 @@ from node.vcpu import Vcpu, VcpuState
 from node.vcpu_throttle import Throttle
 from node.vmsa import SevFeature
 from tio.device_identity import CardKind
+
+if TYPE_CHECKING:
+    from node.sleeper import Sleeper
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +125,47 @@ GONE = (GuestState.DESTROYED, GuestState.REFUSED, GuestState.DEPARTED)
 """A VM in one of these states has nothing on the host but its books."""
 
 
+class _WhenPutUp(Generic[T]):
+    """What a VM gets when it is put up; before, it is ``empty``. Asking for it puts up one that came asleep."""
+
+    def __init__(self, empty: Callable[[], T] | None = None) -> None:
+        self._empty = empty
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, guest: Guest, _: type) -> T:
+        """Only as long as the VM has none of its own."""
+        own: dict[str, T] = vars(guest)
+        if guest.asleep is not None:
+            guest.asleep.put_up()
+        elif self._empty is None:
+            raise AttributeError(f"{guest.spec.name}: {self._name}: expected once it runs")
+        if self._name not in own and self._empty is not None:
+            own[self._name] = self._empty()
+        return own[self._name]
+
+
 class Guest:
     """The host's record of a VM. Times are virtual nanoseconds. What stands at the class is how each begins."""
 
-    software: TenantPort
+    asleep: Sleeper | None = None
+    """What came of it where it came asleep and nobody has asked for more; what was measured of it is in that, too."""
+    vcpus = _WhenPutUp[list[Vcpu]](list)
+    software = _WhenPutUp[TenantPort]()
     """Its start-up code and programs, from the moment it runs."""
-    operation_cost: GuestOperationCost
+    operation_cost = _WhenPutUp[GuestOperationCost]()
     """Prices of its operations on its host, from then on too."""
-    chain: Chain
+    chain = _WhenPutUp[Chain]()
     """What happens to it on its host, likewise."""
+    demands = _WhenPutUp[tuple[tuple[Demand, ...], ...]](tuple)
+    """What its vCPUs' programs ask for."""
+    phase_costs = _WhenPutUp[dict[int, tuple[PhaseCost, ...]]](dict)
+    """Costs of each vCPU's demands."""
+    lost_ns = _WhenPutUp[dict[Mechanism, float]](dict)
+    """vCPU time by mechanism that is not proportional to instructions: loaded latency, waits, operations."""
+    row_ns = _WhenPutUp[dict[str, float]](dict)
+    """Of the time in blocks, what is in proportion to rows of the cost table that have a sweep range."""
     when_parked: Callable[[], None] | None = None
     """Whom to tell when the last vCPU has come to rest for a pause."""
     asid: int = 0
@@ -161,8 +199,6 @@ class Guest:
     """While it migrates away."""
     throttle: Throttle | None = None
     """While it is slowed down for that."""
-    demands: tuple[tuple[Demand, ...], ...] = ()
-    """What its vCPUs' programs ask for, from the moment it runs."""
     bytes_read: int = 0
     bytes_written: int = 0
     bytes_bounced: int = 0
@@ -181,13 +217,6 @@ class Guest:
         self.spec = spec
         self.ordered_ns = ordered_ns
         self.state = state
-        self.vcpus: list[Vcpu] = []
-        self.phase_costs: dict[int, tuple[PhaseCost, ...]] = {}
-        """Costs of each vCPU's demands."""
-        self.lost_ns: dict[Mechanism, float] = {}
-        """vCPU time by mechanism that is not proportional to instructions: loaded latency, waits, operations."""
-        self.row_ns: dict[str, float] = {}
-        """Of the time in blocks, what is in proportion to rows of the cost table that have a sweep range."""
 
     def tell_parked(self) -> None:
         """Call whoever waits for all of its vCPUs to be at rest, where they are."""

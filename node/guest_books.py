@@ -58,6 +58,8 @@ class GuestBooks(NamedTuple):
     @classmethod
     def of(cls, guest: Guest, chain: ChainEnd) -> GuestBooks:
         """The books of a VM that leaves; ``chain`` is where its digest chain stands."""
+        if guest.asleep is not None:
+            return guest.asleep.books(chain)
         elapsed_ns, instructions, phases = [], [], []
         for vcpu in guest.vcpus:
             elapsed_ns.append(vcpu.elapsed_ns)
@@ -74,6 +76,10 @@ class GuestBooks(NamedTuple):
             () if guest.network is None else astuple(guest.network),
         )  # fmt: skip
         return tuple.__new__(cls, books)
+
+    def at(self, chain: ChainEnd) -> GuestBooks:
+        """The same books with the digest chain elsewhere."""
+        return tuple.__new__(GuestBooks, (*self[:_CHAIN], chain, *self[_CHAIN + 1 :]))
 
     def body(self) -> tuple[object, ...]:
         """As msgpack-able values."""
@@ -110,6 +116,9 @@ class GuestBooks(NamedTuple):
             vcpu.elapsed_ns = elapsed
             if retired_there or phases_there:
                 vcpu.moved_instructions, vcpu.phases = dict(retired_there), dict(phases_there)
+
+
+_CHAIN = GuestBooks._fields.index("chain")
 
 
 def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:

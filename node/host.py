@@ -48,9 +48,9 @@ from node.port_window import PortWindow
 from node.product import Product
 from node.program import ProgramFactory
 from node.record_buffer import NO_LOG, LogWish
-from node.svsm_memory import guest_reset_rips, svsm_guest
+from node.svsm_memory import SvsmGuest, guest_reset_rips, svsm_guest
 from node.svsm_use import SvsmUse
-from node.tenant import TenantFactory, local_tenants
+from node.tenant import TenantFactory, TenantPort, local_tenants
 from node.tenant_order import tenant_order
 from node.unlaid_moves import UnlaidMoves
 from node.vcpu import Vcpu, VcpuState
@@ -146,6 +146,7 @@ class Host:
         self.board.entered = self._of_a_vcpu(take_registers)
         self.board.devices_told = self._devices_told
         self.board.unlaid.placed = self._placed
+        self.board.unlaid.asked = self._asked
         self.streams = MigrationLoads(self.clock, self.contention, spec.streams, costs)
         self.departures = Departures(self)
         self.arrivals = Arrivals(self)
@@ -303,7 +304,12 @@ class Host:
         if guest.state is not _RUNNING:
             return
         guest.state = _PAUSED
-        self.vcpus.pause(guest, parked)
+        if guest.asleep is None:
+            self.vcpus.pause(guest, parked)
+        else:
+            guest.asleep.stop()
+            if parked is not None:
+                parked()
         if self.clock.unsettled:
             self.clock.settle()
 
@@ -368,8 +374,14 @@ class Host:
                     self.vcpus.start(vcpu)
         self.clock.settle()
 
-    def put_up(self, guest: Guest, entered: Entered, reset_rips: tuple[int, ...] | None) -> None:
-        """Make the vCPUs and the software of a VM that the hypervisor has laid down.
+    def software(self, guest: Guest, svsm: SvsmGuest | None = None) -> TenantPort:
+        """Make the software of a VM whose launch is known."""
+        return self._tenants(tenant_order(guest, self.images[guest.spec.firmware], svsm))
+
+    def put_up(
+        self, guest: Guest, entered: Entered, reset_rips: tuple[int, ...] | None, software: TenantPort | None = None
+    ) -> None:  # fmt: skip
+        """Make the vCPUs of a VM that the hypervisor has laid down, and its software, if that is not there yet.
 
         ``reset_rips`` are those of its launch; where this is it, None, they are in the registers, which are loaded.
         """
@@ -390,7 +402,7 @@ class Host:
                 vcpu.levels = VcpuLevels()
                 vcpu.thread = spec.vcpus + vcpu.index
         guest.reset_rips = reset_rips
-        guest.software = self._tenants(tenant_order(guest, self.images[spec.firmware], svsm))
+        guest.software = software or self.software(guest, svsm)
         self.vcpus.prepare(guest)
         for kind, requester in zip(spec.devices, entered.cards, strict=True):
             self.interrupts.assign(requester, spec.name)
@@ -399,11 +411,17 @@ class Host:
         if spec.network:
             self.network.plug(guest)
 
+    def _asked(self, vm: str) -> None:
+        """Somebody is about to look at a VM's memory."""
+        guest = self.guests.get(vm)
+        if guest is not None and guest.asleep is not None:
+            guest.asleep.put_up()
+
     def _placed(self, vm: str, areas: tuple[int, ...]) -> None:
         """Where save areas are that nobody had asked for."""
         guest = self.guests.get(vm)
-        if guest is None:
-            return  # Its place is being given back.
+        if guest is None or guest.asleep is not None:
+            return  # Its place is being given back, or it will find out when it is put up.
         for vcpu, spa in zip(guest.vcpus, areas, strict=False):  # None as long as it has not begun to run.
             vcpu.save_area_spa = spa
         self.arrivals.placed(vm, areas)

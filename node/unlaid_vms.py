@@ -29,7 +29,7 @@ from node.nested_table_pages import layout_of
 from node.platform import HostMode
 from node.running_vcpus import NOWHERE
 from node.vm_state import Run
-from node.vmsa import StoredArea
+from node.vmsa import StoredArea, registers_in
 from psp.system_bus import PAGE_BYTES
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ class UnlaidVms:
         """On while VMs wait for their addresses."""
         self.placed: Callable[[str, tuple[int, ...]], None] = lambda _vm, _areas: None
         """Told where the save areas of a VM turned out to lie that was entered before."""
+        self.asked: Callable[[str], None] = lambda _vm: None
+        """Told which VM somebody is about to look at."""
         self._waiting: dict[str, _Unlaid] = {}
 
     def expect(self, vm: str) -> None:
@@ -125,11 +127,12 @@ class UnlaidVms:
 
     def look(self, vm: str) -> bool:
         """Somebody looks at a VM: carry out what was put off; whether there was anything of it."""
+        if vm not in self.vms:
+            return False
+        self.asked(vm)
         if vm in self._waiting:
             self.free_memory.end()
-        one = self.vms.pop(vm, None)
-        if one is None:
-            return False
+        one = self.vms.pop(vm)
         board = self._board
         running = board.running
         self._let_go(one)
@@ -172,6 +175,27 @@ class UnlaidVms:
         """The scheduler's VMRUN: the block was accepted before, and nothing of it has changed."""
         self._board.running.schedule((vm, vcpu), self.vms[vm].areas[vcpu])
         return 0
+
+    def run(self, vm: str) -> None:
+        """All of a VM's vCPUs begin to run here."""
+        one = self.vms[vm]
+        one.settled = True
+        for vcpu, area in one.areas.items():
+            self._board.running.schedule((vm, vcpu), area)
+
+    def sleep(self, vm: str, slept_ns: int) -> None:
+        """All of a VM's vCPUs exit, having slept for so long since they were entered; what is left is in R15."""
+        one = self.vms[vm]
+        for vcpu in one.areas:
+            before = self.save_area(vm, vcpu)
+            *others, left_ns = registers_in(before)
+            page = before.page if type(before) is StoredArea else bytes(before)
+            one.stored[vcpu] = StoredArea(page, (*others, left_ns - slept_ns))
+            self._board.running.leave((vm, vcpu))
+
+    def areas(self, vm: str) -> tuple[int, ...]:
+        """Where the save areas of a VM's vCPUs are, as far as anybody has asked."""
+        return tuple(self.vms[vm].areas.values())
 
     def save_area(self, vm: str, vcpu: int) -> bytes | StoredArea:
         """The registers of a vCPU that is off its core."""

@@ -510,9 +510,9 @@ class VcpuRunner:
         """Its network card has something for a vCPU: it awakes if it waits for that, else it will not wait."""
         vcpu.called = True
         if vcpu.state is _SLEEPING and vcpu.registers.r14 == AWAITING:
-            self._awake(vcpu)
+            self.awake(vcpu)
 
-    def _awake(self, vcpu: Vcpu) -> None:
+    def awake(self, vcpu: Vcpu) -> None:
         """Enter a halted vCPU again, which costs its exits and, where its thread slept, bringing that back."""
         guest, registers = vcpu.guest, vcpu.registers
         slept_ns = self._clock.now_ns - vcpu.slept_from_ns if vcpu.state is _SLEEPING else 0
@@ -526,13 +526,13 @@ class VcpuRunner:
 
     def _sleep(self, vcpu: Vcpu) -> None:
         if vcpu.called and vcpu.registers.r14 == AWAITING:
-            self._awake(vcpu)
+            self.awake(vcpu)
             return
         vcpu.state = _SLEEPING
         vcpu.slept_from_ns = self._clock.now_ns
         if vcpu.guest.changed is not None:
             vcpu.guest.changed()
-        self._after(vcpu.registers.r15, vcpu, self._awake)
+        self._after(vcpu.registers.r15, vcpu, self.awake)
 
     def _phases_ended(self, ended: list[tuple[Vcpu, PhaseAccount]]) -> None:
         now = self._clock.now_ns

@@ -167,19 +167,22 @@ class StoredArea(Unmade):
         return bytes(self)
 
 
+def registers_in(page: bytes | bytearray | memoryview | StoredArea) -> tuple[int, ...]:
+    """The general registers of a page, in the order of ``GENERAL_REGISTERS``."""
+    if type(page) is StoredArea:
+        return page.registers
+    if len(page) != VMSA_BYTES:
+        raise VmsaError(f"VMSA: expected {VMSA_BYTES} bytes, found {len(page)}")
+    return _LOAD.unpack_from(page, _RIP)  # type: ignore[arg-type]  # no stored area
+
+
 def load_registers(page: bytes | bytearray | memoryview | StoredArea, registers: Registers | None = None) -> Registers:
     """The general registers of a page, as VMRUN loads them; into ``registers`` if given."""
     r = Registers.__new__(Registers) if registers is None else registers  # Each of them is set.
-    if type(page) is StoredArea:
-        values = page.registers
-    elif len(page) == VMSA_BYTES:
-        values = _LOAD.unpack_from(page, _RIP)  # type: ignore[arg-type]  # no stored area
-    else:
-        raise VmsaError(f"VMSA: expected {VMSA_BYTES} bytes, found {len(page)}")
     (
         r.rip, r.rsp, r.rax, r.rcx, r.rdx, r.rbx, r.rbp, r.rsi, r.rdi,
         r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15,
-    ) = values  # fmt: skip
+    ) = registers_in(page)  # fmt: skip
     return r
 
 

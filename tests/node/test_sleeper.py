@@ -1,0 +1,199 @@
+"""A VM that comes asleep is what it would have been, whenever it is put up; and nobody puts it up for a move."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moved_guests import MARK, PLAIN, move, on_board, registers, until
+from toy_guests import DEMANDS, SECOND, Script, make_host, run, start
+
+from node import operations as op
+from node.guest import GONE
+from node.program import Compute, Demand, Sleep
+from node.sleeper import Sleeper
+from node.vcpu import VcpuState
+from psp.system_bus import PAGE_BYTES
+
+NAP_NS = 40 * SECOND
+WRITES = Demand("writes", 2.0, 1.0, 0.5, 2.0, written_set_bytes=1 << 20, written_bytes_per_kilo_instruction=8.0)
+
+
+def naps(placement, held):
+    """Write a page, then sleep long; every third time compute for some seconds instead."""
+    yield (op.Write(placement.base_gpa + PAGE_BYTES * (held.r13 % 4), MARK),)
+    held.r13 += 1
+    return Compute(0, 5 * 10**10) if held.r13 % 3 == 0 else Sleep(NAP_NS)
+
+
+@dataclass(frozen=True, slots=True)
+class Napper(Script):
+    demands = (WRITES, *DEMANDS)
+
+
+def pair(*, eager=False, vcpus=1):
+    """Two hosts and a VM that sleeps on the first; if ``eager`` they put nothing off."""
+    hosts = [make_host({"naps": lambda _, placement: Napper(placement, naps)}, name=name) for name in ("here", "there")]
+    for one in hosts:
+        if eager:
+            one.board.unlaid.expect = lambda _: None
+    start(hosts[0], "vm", PLAIN, "naps", vcpus=vcpus)
+    run(hosts[0], 2 * SECOND)
+    assert [vcpu.state for vcpu in hosts[0].guests["vm"].vcpus] == [VcpuState.SLEEPING] * vcpus
+    return hosts
+
+
+def asleep(one):
+    return isinstance(one.guests["vm"].asleep, Sleeper)
+
+
+def wait(one, ns):
+    one.clock.env.run(until=one.now_ns + ns)
+
+
+def pause_a_while(one):
+    one.pause("vm")
+    wait(one, SECOND)
+    one.resume("vm")
+
+
+def call_off(one, after_ns=0):
+    told = []
+    one.departures.begin("vm", lambda _: None)
+    wait(one, after_ns + 1)
+    one.departures.stop("vm", 0, told.append)
+    until(lambda: told, one)
+    one.departures.cancel("vm")
+
+
+STEPS = {
+    "its vCPUs": lambda one: one.guests["vm"].vcpus,
+    "its control block": lambda one: one.board.vmcb("vm", 0),
+    "its registers": registers,
+    "a kick": lambda one: one.board.execute_host((op.VmKick("vm", 0),)),
+    "its board": on_board,
+    "free memory": lambda one: one.board.unlaid.free_memory.end(),
+    "a pause": pause_a_while,
+    "a move called off": call_off,
+    "a move called off after it awoke": lambda one: call_off(one, NAP_NS),
+    "a second": lambda one: wait(one, SECOND),
+    "most of a nap": lambda one: wait(one, NAP_NS - 3 * SECOND),
+    "a nap": lambda one: wait(one, NAP_NS),
+}
+
+
+def books(one):
+    """All that a host has of the VM, and what happened there, once its books are closed."""
+    one.close(one.now_ns)
+    guest = one.guests.get("vm")
+    events = next(one.clock._eid)
+    found = [one.log.close(), one.hypervisor.figures(), one.vcpus.seats.peak, one.vcpus.operations, events, one.now_ns]
+    if guest is None or guest.state in GONE:
+        return [*found, guest and guest.state]
+    figures = {name: vars(guest).get(name, getattr(type(guest), name)) for name in FIGURES}
+    seats = [
+        (
+            vcpu.state, vcpu.epoch, vcpu.elapsed_ns, vcpu.instructions, vcpu.moved_instructions, vcpu.phases,
+            vcpu.save_area_spa, [getattr(vcpu.registers, name) for name in type(vcpu.registers).__slots__],
+        )
+        for vcpu in guest.vcpus
+    ]  # fmt: skip
+    return [*found, guest.state, figures, seats, guest.lost_ns, guest.row_ns, guest.demands, guest.phase_costs]
+
+
+FIGURES = (
+    "asid", "launched", "reset_rips", "boot_rips", "running_ns", "ended_ns", "operation_ns", "operations", "faults",
+    "units_of_work", "bytes_read", "bytes_written", "launch_digest",
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(["move", *STEPS]), min_size=1, max_size=9), st.integers(1, 3))
+def test_it_is_what_it_would_have_been_whatever_is_done_with_it(plan, vcpus):
+    ends = []
+    for eager in (True, False):
+        here, there = pair(eager=eager, vcpus=vcpus)
+        for step in ["move", *plan]:
+            if step == "move":
+                move(here, there, here.guests["vm"].spec)
+                here, there = there, here
+            else:
+                STEPS[step](here)
+        ends.append((books(here), books(there)))
+    assert ends[0] == ends[1]
+
+
+def test_whole_moves_put_nobody_up(monkeypatch):
+    here, there = pair(vcpus=2)
+    move(here, there, here.guests["vm"].spec)
+
+    def no_put_up(_):
+        raise AssertionError("somebody asked for it")
+
+    monkeypatch.setattr(Sleeper, "put_up", no_put_up)
+    for _ in range(3):
+        here, there = there, here
+        assert asleep(here)
+        move(here, there, here.guests["vm"].spec)
+    assert asleep(there)
+    assert not vars(here.guests["vm"]).keys() & {"vcpus", "software", "phase_costs", "lost_ns", "row_ns"}
+
+
+@pytest.mark.parametrize("step", ["export", "fill", "depart"])
+def test_who_asks_while_a_step_of_a_move_takes_its_time_changes_nothing(step):
+    ends = []
+    for eager in (True, False):
+        here, there = pair(eager=eager)
+        move(here, there, here.guests["vm"].spec)
+
+        def ask(now, one, step=step):
+            if now == step:
+                assert one.guests["vm"].vcpus is not None
+
+        move(there, here, there.guests["vm"].spec, ask)
+        ends.append((books(here), books(there)))
+    assert ends[0] == ends[1]
+
+
+def test_the_end_of_its_sleep_puts_it_up_and_only_where_it_sleeps():
+    here, there = pair()
+    move(here, there, here.guests["vm"].spec)
+    wait(there, SECOND)
+    move(there, here, there.guests["vm"].spec)
+    wait(there, NAP_NS)
+    assert there.guests["vm"].state in GONE
+    assert there.vcpus.operations == 0
+    assert asleep(here)
+    before = here.vcpus.operations
+    wait(here, NAP_NS)
+    assert not asleep(here)
+    assert here.vcpus.operations == before + 1
+
+
+def test_how_fast_it_writes_is_measured_from_when_it_began_to_leave():
+    """It awakes, and begins to write, while it is copied."""
+    ends = []
+    for eager in (True, False):
+        here, there = pair(eager=eager)
+        wait(here, NAP_NS + SECOND)
+        move(here, there, here.guests["vm"].spec)
+        wait(there, 2 * NAP_NS - SECOND - there.now_ns)
+        stated = []
+        stated.append(there.departures.begin("vm", stated.append))
+        assert asleep(there) is not eager
+        wait(there, 12 * SECOND)
+        assert there.guests["vm"].vcpus[0].state is VcpuState.COMPUTING
+        stated.append(there.departures.statement("vm"))
+        ends.append(stated)
+    assert ends[0] == ends[1]
+    assert ends[0][0] == ((1 << 20, 0.0),)
+    assert len(ends[0]) > 2
+
+
+def test_one_that_computes_is_put_up_at_once():
+    here, there = pair()
+    wait(here, 2 * NAP_NS + SECOND)
+    assert here.guests["vm"].vcpus[0].state is VcpuState.COMPUTING
+    move(here, there, here.guests["vm"].spec)
+    assert not asleep(there)
+    assert there.guests["vm"].vcpus[0].state is VcpuState.COMPUTING
