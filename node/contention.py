@@ -140,8 +140,16 @@ class _Phase(NamedTuple):
     crowded_before: float
 
 
-Occupied = tuple[_Alike, float, int]
-"""Threads of one load that run without end: what it has retired when they would be through, and how many they are."""
+class Occupied:
+    """Threads of one load that run without end: ``alike`` will have retired ``end`` when they would be through."""
+
+    __slots__ = ("alike", "end", "load", "threads")
+    alike: _Alike
+    end: float
+
+    def __init__(self, load: PhaseLoad, threads: int) -> None:
+        self.load = load
+        self.threads = threads
 
 
 class Contention:
@@ -168,9 +176,9 @@ class Contention:
         self._roomy = threads if sharing is None else min(threads, sharing.cores)
         """As many run alone on their cores."""
         self._bandwidth = bandwidth_bytes_per_s * 1e-9
-        self._mixes = mix_family(self._bandwidth, latency_ns, loaded_factor)
+        self._mixes = mix_family(self._roomy, self._bandwidth, latency_ns, loaded_factor)
         self._mix = self._mixes.none
-        """What runs now."""
+        """What runs now, where no neighbours change anything."""
         self._at_caps = True
         """Whether nothing but its cap holds any phase, as last solved."""
         self._now_ns = 0
@@ -189,6 +197,8 @@ class Contention:
         """Loads whose misses grow among neighbours."""
         self._neighbourly = False
         """Whether anything of what neighbours change is to be found anew, or was found."""
+        self._alone: Occupied | None = None
+        """All that runs, at its cap and since the time that was last advanced to, until somebody looks or joins it."""
         self._loads: dict[PhaseLoad, _Alike] = {}
         self._resting: dict[PhaseLoad, _Alike] = {}
         """Loads that nothing has at present, as they are alone: the same come again."""
@@ -197,6 +207,8 @@ class Contention:
 
     def start(self, load: PhaseLoad, instructions: float) -> int:
         """Let a phase run from the present time; returns its slot, no other phase's ever. Call ``solve`` afterwards."""
+        if self._alone is not None:
+            self._join(self._alone)
         alike = self._loads.get(load)
         if alike is None:
             alike = self._come(load)
@@ -215,21 +227,42 @@ class Contention:
 
     def occupy(self, load: PhaseLoad, threads: int) -> Occupied:
         """Let threads without end run from the present time, whose load has no misses. Call ``solve`` afterwards."""
-        alike = self._loads.get(load) or self._come(load)
-        alike.count += threads
+        occupied = Occupied(load, threads)
+        mix = self._mix = self._mix[load, threads]
+        if self._alone is not None:
+            self._join(self._alone)
+        if self.running or self.latency_ns >= mix.capped_to_ns:
+            self._join(occupied)
+        else:
+            self._alone = occupied
         self.running += threads
-        self._mix = self._mix[load, threads]
-        return alike, alike.retired + _ENDLESS, threads
+        return occupied
 
-    def release(self, occupied: Occupied) -> None:
-        """Take these out. Call ``solve`` afterwards."""
-        alike, end, threads = occupied
+    def _join(self, occupied: Occupied) -> None:
+        """Threads without end run beside others, or may do so."""
+        load, self._alone = occupied.load, None
+        alike = occupied.alike = self._loads.get(load) or self._come(load)
+        alike.count += occupied.threads
+        occupied.end = alike.retired + _ENDLESS
+
+    def release(self, occupied: Occupied, now_ns: int) -> None:
+        """Take these out, once all have run on until ``now_ns``. Call ``solve`` afterwards."""
+        load, threads = occupied.load, occupied.threads
+        if occupied is self._alone:
+            self._alone = None
+            step, self._now_ns = now_ns - self._now_ns, now_ns
+            self.busy_bytes += self.utilisation * self._bandwidth * step
+            left = _ENDLESS - load.cap_per_ns * step
+        else:
+            self.advance(now_ns)
+            alike = occupied.alike
+            left = occupied.end - alike.retired
+            alike.count -= threads
+            if not alike.count:
+                self._go(alike)
         self.running -= threads
-        self._mix = self._mix[alike.load, -threads]
-        alike.count -= threads
-        if not alike.count:
-            self._go(alike)
-        busy = (_ENDLESS - (end - alike.retired)) * alike.load.core_ns
+        self._mix = self._mix[load, -threads]
+        busy = (_ENDLESS - left) * load.core_ns
         for _ in range(threads):
             self.busy_thread_ns += busy
 
@@ -315,6 +348,8 @@ class Contention:
 
     def advance(self, now_ns: int) -> None:
         """Let every phase run on at its rate until ``now_ns``."""
+        if self._alone is not None:
+            self._join(self._alone)
         step = now_ns - self._now_ns
         self._now_ns = now_ns
         if not (step and (self.running or self.ledger)):
@@ -383,16 +418,16 @@ class Contention:
     def solve(self) -> int:
         """Find rates and latency for the phases that now run; ``next_completion_ns`` with these."""
         mix = self._mix
-        if self._neighbourly or self.running > self._roomy:
-            if self._solve_among_neighbours():
-                return self.next_completion_ns()
-        elif self.latency_ns < mix.capped_to_ns:
+        if self.latency_ns < mix.capped_to_ns:
             self.latency_ns, self.utilisation = mix.latency_ns, mix.utilisation
             if not self._at_caps:
                 for alike in self._loads.values():
                     alike.rate = alike.cap
                 self._at_caps = True
             return self.next_completion_ns() if self._phases else NEVER_NS
+        if self._neighbourly or self.running > self._roomy:
+            if self._solve_among_neighbours():
+                return self.next_completion_ns()
         elif not self.running:
             self.latency_ns, self.utilisation, self._mix = self._idle_latency_ns, 0.0, self._mixes.none
             return NEVER_NS

@@ -14,7 +14,9 @@ from psp.system_bus import PAGE_BYTES
 
 if TYPE_CHECKING:
     from node.board import Board
+    from node.entry_runs import EntryRuns
     from node.frame_allocator import FrameAllocator, Pieces
+    from node.rmp import ReverseMapTable
 
 
 def may_be_written(board: Board, spa: int, length: int) -> bool:
@@ -42,8 +44,10 @@ class FreeMemoryWatch:
         """The hypervisor's, where there is one to watch for."""
         self.starts: list[int] = []
         """Where the ranges begin; none unless it is on."""
-        self._rmp_changes = 0
-        """Of the RMP, when they were found to be the host's."""
+        self._rmp: ReverseMapTable | None = None
+        self._entries: EntryRuns | None = None
+        self._changes = 0
+        """Of the RMP's entries, when those of free memory were found to be the host's."""
 
     def goes_on(self) -> bool:
         """Whether it is on and has seen nothing; else it ends. Changes of the RMP elsewhere end it, too.
@@ -53,8 +57,8 @@ class FreeMemoryWatch:
         """
         if not self.starts:
             return False
-        rmp, frames = self._board.rmp, self.frames
-        if rmp is not None and rmp.checks.runs.changes != self._rmp_changes:
+        entries, frames = self._entries, self.frames
+        if self._board.rmp is not self._rmp or (entries is not None and entries.changes != self._changes):
             self.end()
         elif frames is not None and frames.returned:
             returned, frames.returned = frames.returned, []
@@ -66,8 +70,10 @@ class FreeMemoryWatch:
         frames, rmp = self.frames, self._board.rmp
         if frames is None:
             return False
+        self._rmp = rmp
         if rmp is not None:
-            self._rmp_changes = rmp.checks.runs.changes
+            self._entries = rmp.checks.runs
+            self._changes = self._entries.changes
         self._add(frames.free_runs())
         frames.returned = [] if self.starts else None
         return bool(self.starts)

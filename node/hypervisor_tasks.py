@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
-from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from node import operations as op
 from node.board import Board
@@ -44,6 +43,29 @@ class _UnderWay(NamedTuple):
     price: _Price
 
 
+class KnownTask:
+    """A task of one batch for a guest, of which is known what it comes to: an event of the clock's, its time's end.
+
+    ``effect`` does that and returns the task's result. Where it comes to None ``task`` is to be run after all. Both
+    take this record, in which ``about`` is what they need to know.
+    """
+
+    __slots__ = ("about", "callbacks", "done", "effect", "guest", "refused", "task")
+    _ok = True
+    callbacks: tuple[Callable[[KnownTask], None], ...]
+
+    def __init__(
+        self, guest: Guest, effect: Callable[[KnownTask], object], task: Callable[[KnownTask], HypervisorTask],
+        about: Any, done: Callable[[object], None], refused: Callable[[LaunchRefused], None] | None,
+    ) -> None:  # fmt: skip
+        self.guest = guest
+        self.effect = effect
+        self.task = task
+        self.about = about
+        self.done = done
+        self.refused = refused
+
+
 class HypervisorTasks:
     """Runs the generators of one host's hypervisor on its board."""
 
@@ -62,6 +84,7 @@ class HypervisorTasks:
         self._board = board
         self._cost = cost
         self._chain = chain
+        self._spends = (self._pass,)
 
     def at_once(self, task: HypervisorTask) -> object:
         """Run a task in no time, charged to nobody; its result. Raises what it raises."""
@@ -98,34 +121,34 @@ class HypervisorTasks:
             self.lines[name] = None
         self._step(one, None)
 
-    def spend(
-        self, guest: Guest, spent_ns: int, effect: Callable[[], object], done: Callable[[object], None],
-        refused: Callable[[LaunchRefused], None] | None, task: Callable[[], HypervisorTask],
-    ) -> None:  # fmt: skip
-        """Run a task of one batch that takes so long, and whose effect is known, for a guest that has none under way.
-
-        Where ``effect`` comes to None the task itself is run then, and its first batch has taken its time.
-        """
-        self.lines[guest.spec.name] = None
+    def spend(self, spent_ns: int, known: KnownTask) -> None:
+        """Run a task that takes so long, for a guest that has none under way."""
+        self.lines[known.guest.spec.name] = None
         if spent_ns > 0:
-            self._clock.after(spent_ns, partial(self._spent, guest, effect, done, refused, task))
+            known.callbacks = self._spends
+            self._clock.plan(spent_ns, known)
         else:
-            self._spent(guest, effect, done, refused, task)
+            self._spent(known)
 
-    def _spent(
-        self, guest: Guest, effect: Callable[[], object], done: Callable[[object], None],
-        refused: Callable[[LaunchRefused], None] | None, task: Callable[[], HypervisorTask],
-    ) -> None:  # fmt: skip
-        result = effect()
+    def _pass(self, known: KnownTask) -> None:
+        self._spent(known)
+        if self._clock.unsettled:
+            self._clock.settle()
+
+    def _spent(self, known: KnownTask) -> None:
+        guest = known.guest
+        result = known.effect(known)
         if result is None:
-            one = _UnderWay(task(), guest, done, refused, self._cost.price_of_work)
-            self._step(one, self._execute(one.task.send(None), guest))  # type: ignore[arg-type]  # it begins
+            task = known.task(known)
+            one = _UnderWay(task, guest, known.done, known.refused, self._cost.price_of_work)
+            self._step(one, self._execute(task.send(None), guest))  # type: ignore[arg-type]  # it begins
             return
-        done(result)
-        if self.lines[guest.spec.name]:
+        known.done(result)
+        name = guest.spec.name
+        if self.lines[name]:
             self._next(guest)
         else:
-            del self.lines[guest.spec.name]
+            del self.lines[name]
 
     def _next(self, guest: Guest | None) -> None:
         """A guest's task is over: begin the one that waits for that."""

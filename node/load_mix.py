@@ -64,7 +64,7 @@ class LoadMix(dict[tuple["PhaseLoad", int], "LoadMix"]):
         counts[load] = counts.get(load, 0) + more
         if not counts[load]:
             del counts[load]
-        if len(counts) > _MOST_LOADS:
+        if len(counts) > _MOST_LOADS or sum(counts.values()) > family.roomy:
             return family.many
         found = family.find(tuple(counts.items()))
         self[change] = found
@@ -72,9 +72,14 @@ class LoadMix(dict[tuple["PhaseLoad", int], "LoadMix"]):
 
 
 class MixFamily:
-    """The mixes of hosts whose memory is alike: its bandwidth, its latency without load, and how that grows."""
+    """The mixes of hosts that are alike.
 
-    def __init__(self, bytes_per_ns: float, latency_ns: float, factor: float) -> None:
+    ``roomy`` is how many run there each with a core of its own, the rest the bandwidth of their memory, its latency
+    without load, and how that grows.
+    """
+
+    def __init__(self, roomy: int, bytes_per_ns: float, latency_ns: float, factor: float) -> None:
+        self.roomy = roomy
         self.bytes_per_ns = bytes_per_ns
         self.latency_ns = latency_ns
         self.factor = factor
@@ -100,6 +105,6 @@ class MixFamily:
 
 
 @lru_cache(maxsize=64)
-def mix_family(bytes_per_ns: float, latency_ns: float, factor: float) -> MixFamily:
-    """That of hosts with such memory."""
-    return MixFamily(bytes_per_ns, latency_ns, factor)
+def mix_family(roomy: int, bytes_per_ns: float, latency_ns: float, factor: float) -> MixFamily:
+    """That of such hosts."""
+    return MixFamily(roomy, bytes_per_ns, latency_ns, factor)

@@ -39,40 +39,43 @@ class MigrationLoads:
         self._link, self._each = rates
         self._byte_ns = 1e9 / costs["migration.connection_bytes_per_s"]
         self._traffic = costs["migration.traffic_factor"]
-        self._streams: dict[str, Occupied | None] = {}
-        """What each has of the host, None before that is shared out."""
+        self._streams: dict[str, Occupied] = {}
+        """What each has of the host."""
         self._known: dict[int, tuple[PhaseLoad, int]] = {}
         """What each thread of a stream does, and how many it has, by the number of streams."""
 
     def begin(self, vm: str) -> None:
         """A VM's stream is under way from now on, to which the host's phases are brought up."""
-        self._contention.advance(self._clock.now_ns)
-        if self._link and vm not in self._streams:
+        streams, contention = self._streams, self._contention
+        contention.advance(self._clock.now_ns)
+        if self._link and vm not in streams:
             self._clock.unsettled = True
-            self._streams[vm] = None
-            self._share()
+            count = len(streams) + 1
+            load, threads = self._known.get(count) or self._shares(count)
+            if streams:
+                self._share(load, threads)
+            own = load if contention.ledger is None else load._replace(owner=Owner(vm, STREAM))
+            streams[vm] = contention.occupy(own, threads)
 
     def end(self, vm: str) -> None:
         """It is over; nothing happens where there is none."""
         occupied = self._streams.pop(vm, None)
         if occupied is not None:
-            self._contention.advance(self._clock.now_ns)
-            self._contention.release(occupied)
             self._clock.unsettled = True
-            if self._streams:
-                self._share()
+            self._contention.release(occupied, self._clock.now_ns)
+            if count := len(self._streams):
+                self._share(*(self._known.get(count) or self._shares(count)))
 
-    def _share(self) -> None:
-        """Let all streams go at even shares of the link."""
-        streams, contention = self._streams, self._contention
-        load, threads = self._known.get(len(streams)) or self._shares(len(streams))
-        for vm, occupied in streams.items():
-            if occupied is not None:
-                contention.release(occupied)
+    def _share(self, load: PhaseLoad, threads: int) -> None:
+        """Let those that are under way go at such shares from now on."""
+        contention, now_ns = self._contention, self._clock.now_ns
+        for vm, occupied in self._streams.items():
+            contention.release(occupied, now_ns)
             own = load if contention.ledger is None else load._replace(owner=Owner(vm, STREAM))
-            streams[vm] = contention.occupy(own, threads)
+            self._streams[vm] = contention.occupy(own, threads)
 
     def _shares(self, count: int) -> tuple[PhaseLoad, int]:
+        """Even shares of the link, for so many streams."""
         rate = min(self._link / count, self._each or self._link)
         threads = max(1, math.ceil(rate * 1e-9 * self._byte_ns))
         self._known[count] = known = PhaseLoad(self._byte_ns, 0.0, self._traffic, rate * 1e-9 / threads), threads

@@ -19,7 +19,7 @@ from node.guest import Guest
 from node.guest_memory_map import Range, memory_map
 from node.hypervisor import SPARE_TABLES, Hypervisor
 from node.hypervisor_port import Entered, FillTask, HypervisorPort, LaunchRefused
-from node.hypervisor_tasks import HypervisorTasks
+from node.hypervisor_tasks import HypervisorTask, HypervisorTasks, KnownTask
 from node.nested_table_pages import layout_of, table_pages
 from node.operation_cost import HostOperationCost
 from node.vm_place import PlaceShape, VmPlace
@@ -55,11 +55,14 @@ class UnlaidMoves:
     def __init__(
         self, board: Board, hypervisor: HypervisorPort, tasks: HypervisorTasks, cost: HostOperationCost
     ) -> None:
-        self._unlaid = unlaid = board.unlaid
+        self._unlaid = board.unlaid
         # Another kind of hypervisor may do other things than are known here.
         self._hypervisor = hypervisor if type(hypervisor) is Hypervisor else None
+        self._places: dict[str, VmPlace] = {}
+        """Those of VMs that it has not been asked for the records of."""
         if self._hypervisor is not None:
-            unlaid.free_memory.frames = self._hypervisor.frames
+            self._places = self._hypervisor.places
+            board.unlaid.free_memory.frames = self._hypervisor.frames
         self._tasks = tasks
         self._cost = cost
         self._stop_ns: dict[int, int] = {}
@@ -70,10 +73,9 @@ class UnlaidMoves:
 
     def _place(self, vm: str) -> VmPlace | None:
         """What the hypervisor holds of a VM, if it has nothing to do for it and nobody has looked at that."""
-        hypervisor = self._hypervisor
-        if hypervisor is None or vm not in self._unlaid.vms or vm in self._tasks.lines:
+        if vm not in self._unlaid.vms or vm in self._tasks.lines:
             return None
-        return hypervisor.places.get(vm)
+        return self._places.get(vm)
 
     def receive(self, guest: Guest) -> bool:
         """As ``receive``: what the VM will need is taken."""
@@ -81,7 +83,7 @@ class UnlaidMoves:
         vm = spec.name
         if hypervisor is None or vm not in unlaid.vms or vm in self._tasks.lines:
             return False
-        if vm in hypervisor.places or hypervisor.has_record(vm):
+        if vm in self._places or hypervisor.has_record(vm):
             return False
         if spec.cpu_model or spec.launched_on:
             return False  # Of the latter the hypervisor asks whether its processors show all that they are shown.
@@ -96,79 +98,92 @@ class UnlaidMoves:
             if not unlaid.build(vm, place):
                 place.give_back()
                 return False
-        hypervisor.places[vm] = place
+        self._places[vm] = place
         return True
 
     def export(
         self, guest: Guest, started: tuple[bool, ...], read: Callable[[object], None], refused: Refused
     ) -> bool:  # fmt: skip
         """As ``export``: the VM is read."""
-        vm, rips = guest.spec.name, guest.boot_rips
-        hypervisor, place = self._hypervisor, self._place(vm)
-        if hypervisor is None or place is None:
+        place = self._place(guest.spec.name)
+        if place is None:
             return False
         count = place.count
         spent_ns = self._stop_ns.get(count)
         if spent_ns is None:
             spent_ns = self._stop_ns[count] = round(self._cost.price_of_work((STOP, *[PAUSE] * count)))
-
-        def state() -> VmState | None:
-            found = self._unlaid.read(vm, count)
-            if found is None:
-                return None
-            areas, pages = found
-            return _new(VmState, (vm, areas, started, place.launched_gpas, rips, pages, *_NO_MORE))
-
-        self._tasks.spend(guest, spent_ns, state, read, refused, lambda: hypervisor.export(vm, started, rips))
+        known = KnownTask(guest, self._read, self._export, (place, started), read, refused)
+        self._tasks.spend(spent_ns, known)
         return True
+
+    def _read(self, known: KnownTask) -> VmState | None:
+        guest, (place, started) = known.guest, known.about
+        vm = guest.spec.name
+        found = self._unlaid.read(vm, place.count)
+        if found is None:
+            return None
+        areas, pages = found
+        return _new(VmState, (vm, areas, started, place.launched_gpas, guest.boot_rips, pages, *_NO_MORE))
+
+    def _export(self, known: KnownTask) -> HypervisorTask:
+        assert self._hypervisor is not None
+        _, started = known.about
+        return self._hypervisor.export(known.guest.spec.name, started, known.guest.boot_rips)
 
     def fill(self, guest: Guest, state: VmState, laid: Callable[[object], None], refused: Refused) -> bool:
         """As ``fill``: the VM is laid down, and its pages are read back."""
-        hypervisor, spec, unlaid = self._hypervisor, guest.spec.machine, self._unlaid
-        vm = spec.name
+        vm = guest.spec.name
         place = self._place(vm)
-        if place is None or hypervisor is None or place.count or state.blocks or not state.save_areas:
+        if place is None or place.count or state.blocks or not state.save_areas:
             return False
-        place.launched_gpas, saved = state.launched, state.save_areas
+        place.launched_gpas = state.launched
         try:
-            unlaid.take_areas(vm, place, len(saved))
+            self._unlaid.take_areas(vm, place, len(state.save_areas))
         except OutOfMemory as error:
             refused(LaunchRefused(str(error)))
             return True
 
-        def back() -> tuple[Entered, bytes] | None:
-            found = unlaid.fill(vm, place, state.pages, saved)
-            if found is None:
-                return None
-            areas, octets = found
-            return _new(Entered, (0, areas, state.launched, 0, 0, ())), octets
-
-        def task() -> FillTask:
-            return fill_at(hypervisor, spec, state, list(zip(place.areas, saved, strict=True)))
-
-        self._tasks.spend(guest, self._resume_ns, back, laid, refused, task)
+        known = KnownTask(guest, self._back, self._fill, (place, state), laid, refused)
+        self._tasks.spend(self._resume_ns, known)
         return True
+
+    def _back(self, known: KnownTask) -> tuple[Entered, bytes] | None:
+        place, state = known.about
+        found = self._unlaid.fill(known.guest.spec.name, place, state.pages, state.save_areas)
+        if found is None:
+            return None
+        areas, octets = found
+        return _new(Entered, (0, areas, state.launched, 0, 0, ())), octets
+
+    def _fill(self, known: KnownTask) -> FillTask:
+        assert self._hypervisor is not None
+        place, state = known.about
+        areas = list(zip(place.areas, state.save_areas, strict=True))
+        return fill_at(self._hypervisor, known.guest.spec.machine, state, areas)
 
     def depart(self, guest: Guest) -> bool:
         """As ``depart``: everything that the VM had is given back."""
-        vm = guest.spec.name
-        hypervisor, place = self._hypervisor, self._place(vm)
-        if hypervisor is None or place is None:
+        place = self._place(guest.spec.name)
+        if place is None:
             return False
         length = place.shape.wanted.run
         spent_ns = self._clear_ns.get(length)
         if spent_ns is None:
             spent_ns = self._clear_ns[length] = round(self._cost.price((op.HostClear(0, length),)))
-
-        def cleared() -> bool | None:
-            places = hypervisor.places
-            if places.get(vm) is not place or not self._unlaid.leave(vm, place):
-                return None
-            del places[vm]
-            return True
-
-        self._tasks.spend(guest, spent_ns, cleared, _ignore, None, lambda: hypervisor.depart(vm))
+        self._tasks.spend(spent_ns, KnownTask(guest, self._cleared, self._depart, place, _ignore, None))
         return True
+
+    def _cleared(self, known: KnownTask) -> bool | None:
+        vm = known.guest.spec.name
+        place: VmPlace = known.about
+        if self._places.get(vm) is not place or not self._unlaid.leave(vm, place):
+            return None
+        del self._places[vm]
+        return True
+
+    def _depart(self, known: KnownTask) -> HypervisorTask:
+        assert self._hypervisor is not None
+        return self._hypervisor.depart(known.guest.spec.name)
 
 
 def _ignore(_: object) -> None:

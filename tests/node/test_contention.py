@@ -277,7 +277,7 @@ def test_threads_without_end_are_to_others_and_to_the_books_phases_of_any_length
         for _ in range(data.draw(st.integers(0, 2))):
             if taken:
                 occupied, slots = taken.pop(data.draw(st.integers(0, len(taken) - 1)))
-                threaded.release(occupied)
+                threaded.release(occupied, now)
                 for slot in slots:
                     phased.stop(slot)
         assert threaded.solve() == phased.solve()
@@ -288,7 +288,7 @@ def test_threads_without_end_are_to_others_and_to_the_books_phases_of_any_length
     assert [threaded.stop(one) for one, _ in others] == [phased.stop(one) for _, one in others]
     assert (threaded.latency_ns, threaded.busy_bytes) == (phased.latency_ns, phased.busy_bytes)
     for occupied, slots in taken:
-        threaded.release(occupied)
+        threaded.release(occupied, now)
         for slot in slots:
             phased.stop(slot)
     assert threaded.busy_thread_ns == phased.busy_thread_ns

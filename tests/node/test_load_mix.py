@@ -54,7 +54,7 @@ def test_what_a_mix_comes_to_is_what_its_loads_come_to_bit_by_bit(steps: list[tu
 
 
 def test_a_mix_is_one_whichever_way_led_to_it_unless_another_load_came_first() -> None:
-    family = MixFamily(20.0, LATENCY_NS, FACTOR)
+    family = MixFamily(64, 20.0, LATENCY_NS, FACTOR)
     one, other = LOADS[:2]
     assert family.none[one, 1][one, 1] is family.none[one, 2] is family.none[one, 3][one, -1]
     assert family.none[one, 1][one, -1] is family.none
@@ -64,7 +64,7 @@ def test_a_mix_is_one_whichever_way_led_to_it_unless_another_load_came_first() -
 def test_of_many_loads_and_of_those_that_go_by_their_neighbours_nothing_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    family = MixFamily(20.0, LATENCY_NS, FACTOR)
+    family = MixFamily(64, 20.0, LATENCY_NS, FACTOR)
     mix = family.none
     for load in LOADS:
         mix = mix[load, 1]
@@ -73,7 +73,7 @@ def test_of_many_loads_and_of_those_that_go_by_their_neighbours_nothing_is_kept(
     assert family.none[LOADS[0]._replace(misses=CacheUser(1.0, 1e6)), 1] is family.many
     assert not family.many
     monkeypatch.setattr(load_mix, "_MOST_KNOWN", 10)
-    for count in range(1, 100):
+    for count in range(1, 60):
         mix = family.none[LOADS[0], count][LOADS[1], 1]
         assert len(family._known) <= 12
-    assert mix[LOADS[1], -1][LOADS[0], -99] is family.none
+    assert mix[LOADS[1], -1][LOADS[0], -59] is family.none
