@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
-from cluster.broken_rules import broken_promise, spoke_too_soon, stood_still, wrong_advance, wrong_mail
+from cluster.broken_rules import acted_already, broken_promise, wrong_advance, wrong_mail
 from cluster.entity import NEVER, ControlPlane, Entity, Message
 from cluster.slices import CALL_S, Slices
 
@@ -44,6 +44,8 @@ class Together:
     ) -> None:
         self._numbers = {name: number for number, name in enumerate(entities)}
         self._entities = list(entities.values())
+        self._answers = [entity.answer for entity in self._entities]
+        self._advances = [entity.advance for entity in self._entities]
         self._lookahead_ns = lookahead_ns
         self._end_ns = end_ns
         self._clock = clock
@@ -90,7 +92,8 @@ class Together:
         ``acts_ns`` is when it acts next, at first of its own accord. With ``until_acted`` the call ends with an act.
         Raises ProtocolViolationError for mail to nobody, or from the past, and where anybody breaks a promise.
         """
-        entities, numbers, following, first = self._entities, self._numbers, self._next, self._first
+        numbers, following, first = self._numbers, self._next, self._first
+        answers, advances = self._answers, self._advances
         beneath, heard, moved = self._beneath, self._heard, self._moved
         promises, promised_ns, acted_ns = self._promises, self._promised_ns, self._acted_ns
         end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
@@ -104,10 +107,10 @@ class Together:
         untimed = every = 0 if until_acted else _ACTS
         while True:
             next_ns, number = first[0]
-            if following[number] != next_ns:
-                heappop(first)
-                continue
+            # What comes first may be what somebody had planned and has no more: that is no later than what does.
             if (acts_ns < next_ns or acts_ns < promised_ns) and acts_ns < until_ns:
+                if acts_ns <= acted_ns:
+                    raise acted_already(heard, acted_ns)
                 acted_ns, acts = acts_ns, acts + 1
                 messages = []
                 while heard and heard[0].time_ns == acted_ns:
@@ -123,47 +126,43 @@ class Together:
                     began_s, sliced_s = began_s + took_s, sliced_s + took_s
                     if until_acted or now_s >= end_s:
                         until_ns = -1
-                if acts_ns <= acted_ns:
-                    raise stood_still(acted_ns)
+                if mail:
+                    soonest_ns = acted_ns + lookahead_ns
+                    if soonest_ns >= window_ns:
+                        windows, window_ns = windows + 1, soonest_ns + lookahead_ns
+                    # No other mail comes sooner: who has nothing to do before it answers in the same breath.
+                    at_once_ns = soonest_ns if soonest_ns < end_ns and left > len(mail) else -1
+                    for message in mail:
+                        to = numbers.get(message.receiver)
+                        if to is None:
+                            raise wrong_mail(message, acted_ns, here=False)
+                        time_ns = message.time_ns
+                        if time_ns == at_once_ns and time_ns <= following[to]:
+                            next_ns, done, said = answers[to](message)
+                            for answer in said:
+                                heappush(heard, answer)
+                            if next_ns != following[to]:
+                                beneath[to], following[to] = following[to], next_ns
+                                heappush(first, (next_ns, to))
+                            promises[to] = next_ns  # Nothing is said without an event.
+                            if next_ns < promised_ns:
+                                promised_ns = next_ns
+                            moved.append(to)
+                            left -= done
+                            continue
+                        if time_ns < soonest_ns:
+                            raise wrong_mail(message, acted_ns, here=True)
+                        self._entities[to].deliver(message)
+                        if time_ns < following[to]:
+                            beneath[to], following[to] = following[to], time_ns
+                            heappush(first, (time_ns, to))
+                        promises[to] = min(time_ns, promises[to])
+                        promised_ns = min(time_ns, promised_ns)
                 if heard and heard[0].time_ns < acts_ns:
                     acts_ns = heard[0].time_ns
-                if not mail:
-                    continue
-                soonest_ns = acted_ns + lookahead_ns
-                if soonest_ns >= window_ns:
-                    windows, window_ns = windows + 1, soonest_ns + lookahead_ns
-                # No other mail comes sooner: who has nothing to do before it answers in the same breath.
-                at_once_ns = soonest_ns if soonest_ns < end_ns and left > len(mail) else -1
-                for message in mail:
-                    time_ns, to = message.time_ns, numbers.get(message.receiver)
-                    if to is None or time_ns < soonest_ns:
-                        raise wrong_mail(message, acted_ns, here=to is not None)
-                    if time_ns == at_once_ns and time_ns <= following[to]:
-                        next_ns, done, said = entities[to].answer(message)
-                        for answer in said:
-                            time_ns = answer.time_ns
-                            if time_ns < soonest_ns:
-                                raise broken_promise(message.receiver, answer, soonest_ns)
-                            heappush(heard, answer)
-                            if time_ns < acts_ns:
-                                acts_ns = time_ns
-                        if next_ns != following[to]:
-                            beneath[to], following[to] = following[to], next_ns
-                            heappush(first, (next_ns, to))
-                        promises[to] = next_ns  # Nothing is said without an event.
-                        if next_ns < promised_ns:
-                            promised_ns = next_ns
-                        moved.append(to)
-                        left -= done
-                        continue
-                    entities[to].deliver(message)
-                    if time_ns < following[to]:
-                        beneath[to], following[to] = following[to], time_ns
-                        heappush(first, (time_ns, to))
-                    if time_ns < promises[to]:
-                        promises[to] = time_ns
-                    if time_ns < promised_ns:
-                        promised_ns = time_ns
+                continue
+            if following[number] != next_ns:
+                heappop(first)
                 continue
             if next_ns >= until_ns:
                 break
@@ -172,16 +171,15 @@ class Together:
                 horizon_ns = end_ns
             if next_ns >= window_ns:
                 windows, window_ns = windows + 1, horizon_ns
-            entity = entities[number]
             while True:
                 # One entity after another, not slice about: what an entity needs is in the processor's caches.
-                reached_ns, next_ns, done, said = entity.advance(horizon_ns, left)
+                reached_ns, next_ns, done, said = advances[number](horizon_ns, left)
                 if not done or reached_ns > horizon_ns:
-                    raise wrong_advance(entity.name, done, horizon_ns, reached_ns)
+                    raise wrong_advance(self._entities[number].name, done, horizon_ns, reached_ns)
                 for message in said:
                     time_ns = message.time_ns
-                    if time_ns < promises[number] or time_ns <= acted_ns:  # Promises are as old as the last look.
-                        raise spoke_too_soon(entity.name, message, promises[number], acted_ns)
+                    if time_ns < promises[number]:  # As it was when somebody looked last.
+                        raise broken_promise(message.sender, message, promises[number])
                     heappush(heard, message)
                     if time_ns < acts_ns:
                         acts_ns = time_ns
