@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cluster.entity import Message
 from cluster.inbox import ProtocolViolationError
 
@@ -20,12 +22,13 @@ def broken_promise(name: str, message: Message, promise_ns: int) -> ProtocolViol
     )
 
 
-def spoke_too_soon(name: str, message: Message, promise_ns: int, acted_ns: int) -> ProtocolViolationError:
-    """An entity sent earlier than it had promised, or for a time at which the control plane has acted already."""
-    if message.time_ns < promise_ns:
-        return broken_promise(name, message, promise_ns)
+def acted_already(heard: Sequence[Message], acted_ns: int) -> ProtocolViolationError:
+    """The control plane is to act again at a time at which it has: the first of what was heard came late, or it did."""
+    if not heard or heard[0].time_ns > acted_ns:
+        return stood_still(acted_ns)
+    late = heard[0]
     return ProtocolViolationError(
-        f"{name}: sent at {message.time_ns} ns, but the control plane has acted at {acted_ns} ns"
+        f"{late.sender}: sent at {late.time_ns} ns, but the control plane has acted at {acted_ns} ns"
     )
 
 

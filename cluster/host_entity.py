@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import ClassVar
 
 import msgpack
 
 from cluster.agent_certificates import agent_roots
-from cluster.entity import CONTROL, Message
+from cluster.entity import Message
 from cluster.event_table import PACKED, packed_events
 from cluster.firmware_key import AUTO, firmware_image
 from cluster.firmware_updates import COMMIT, UPDATE
@@ -25,6 +26,7 @@ from cluster.guest_rows import guest_rows
 from cluster.host_rows import digest_row, host_rows
 from cluster.inbox import Inbox
 from cluster.migration_port import MigrationPort
+from cluster.outbox import Outbox
 from cluster.platform_body import platform_body, platform_of
 from cluster.resting_host import RestingHost, rests
 from cluster.standing_vms import STANDING
@@ -45,9 +47,6 @@ from workloads.library import PROGRAMS
 
 MACHINES = "machines/"
 ENDED = "ended/"
-
-_new = tuple.__new__
-"""Makes a named tuple without the call of Python's that its class would add: a fleet makes millions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +114,11 @@ class HostEntity:
         images = {key: firmware_image(key) for key in order.firmware}
         costs = _costs(order.spec.product.name, order.costs)
         self.host = Host(order.spec, PROGRAMS, images, costs, tenants, hypervisor)
-        self._clock = self.host.clock
-        self._outbox: list[Message] = []
-        self._sequence = 0
+        clock, outbox = self.host.clock, Outbox(self.name, self.host.clock)
+        self._send = outbox.say
         self._laboratory = 0 if order.keys is None else order.keys[0]
-        kinds: Mapping[str, Callable[[Message], None]] = {
-            "launch": self._launch, "destroy": self._destroy, "frames": self._frames,
-            "certificates": self._certificates, UPDATE: self._update_firmware, COMMIT: self._commit_firmware,
-            CRASH: self._crash,
-        }  # fmt: skip
-        self._migrations = MigrationPort(self.host, self._send, kinds, self._laboratory)
-        self._inbox = Inbox(self._clock.env, self._migrations.receive, self._outbox, self.host.earliest_output_ns)
+        self._migrations = MigrationPort(self.host, self._send, self._receive, self._laboratory)
+        self._inbox = Inbox(clock.env, self._migrations.receive, outbox, self.host.earliest_output_ns)
         self.deliver = self._inbox.deliver
         """Takes a message for later."""
         self.advance = self._inbox.advance
@@ -201,6 +194,10 @@ class HostEntity:
             },
         }  # fmt: skip
 
+    def _receive(self, message: Message) -> None:
+        """One that is not of a move."""
+        self.KINDS[message.kind](self, message)
+
     def _ask_launch_owner(self, vm: str, shown: bytes) -> bytes | None:
         if self._owners is None:
             from cluster.launch_owner import launch_owners  # noqa: PLC0415 - most hosts need none of it
@@ -248,8 +245,8 @@ class HostEntity:
     def _fetch(self) -> None:
         self._send("fetch", ())
 
-    def _send(self, kind: str, fields: tuple[object, ...]) -> Message:
-        self._sequence += 1
-        message = _new(Message, (self._clock.now_ns, self.name, self._sequence, CONTROL, kind, fields))
-        self._outbox.append(message)
-        return message
+    KINDS: ClassVar[Mapping[str, Callable[[HostEntity, Message], None]]] = {
+        "launch": _launch, "destroy": _destroy, "frames": _frames, "certificates": _certificates,
+        UPDATE: _update_firmware, COMMIT: _commit_firmware, CRASH: _crash,
+    }  # fmt: skip
+    """What is done with messages that are not of moves."""

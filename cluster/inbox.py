@@ -30,6 +30,8 @@ class Inbox:
     of an environment with its next event at a time.
     """
 
+    __slots__ = ("_env", "_parts", "_promise", "_queue", "_waiting", "events")
+
     def __init__(
         self, env: simpy.Environment, receive: Callable[[Message], None],
         outbox: list[Message], promise: Callable[[int], int],

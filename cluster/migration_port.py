@@ -9,7 +9,7 @@ plane's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from cluster import hand_over
 from cluster.agent_certificates import agent_certified, with_own_chain
@@ -46,17 +46,13 @@ _KEYS = 0
 _NO_STREAM = StreamName(-1, "", "", "")
 
 
-class _Known:
-    """What a host knows of a VM."""
+class _Known(Mine):
+    """What a host knows of a VM. What it has of it in no move is the guest's to say."""
 
-    __slots__ = ("asked", "lost", "mine", "paced", "peer", "said")
+    __slots__ = ("asked", "lost", "paced", "peer", "said")
 
     def __init__(self) -> None:
-        self.mine = Mine(_NOTHING)
-        """What it has of it, under which move, and what it wrote down, which a crash does not take away.
-
-        What it has in no move is the guest's to say.
-        """
+        super().__init__(_NOTHING)
         self.lost = -1
         """Under which move it stood still when the host crashed: it may run elsewhere."""
         self.paced = (-1, -1)
@@ -74,8 +70,7 @@ class _Known:
 
     def has(self, holding: Holding, number: int) -> bool:
         """Whether the host has this of it, under this move."""
-        mine = self.mine
-        return mine.number == number and mine.holding is holding
+        return self.number == number and self.holding is holding
 
 
 class MigrationPort:
@@ -84,9 +79,9 @@ class MigrationPort:
     ``others`` takes messages of other kinds: most that a host gets are of moves.
     """
 
-    def __init__(
-        self, host: Host, send: Send, others: Mapping[str, Callable[[Message], None]], laboratory: int = 0
-    ) -> None:
+    __slots__ = ("_clock", "_host", "_known", "_laboratory", "_others", "_send")
+
+    def __init__(self, host: Host, send: Send, others: Callable[[Message], None], laboratory: int = 0) -> None:
         self._host = host
         self._clock = host.clock
         self._laboratory = laboratory
@@ -95,87 +90,62 @@ class MigrationPort:
         self._others = others
         self._known: dict[str, _Known] = {}
         """By the names of VMs."""
-        self._done: Mapping[str, tuple[Command, Callable[..., None]]] = {
-            command.value: (command, done) for command, done in (
-                (Command.BEGIN, self._migrate),
-                (Command.STOP, self._stop),
-                (Command.STAY, self._stay),
-                (Command.LEAVE, self._leave),
-                (Command.KEEP, self._keep_place),
-                (Command.COME, self._come),
-                (Command.GO, self._go),
-                (Command.DESTROY, self._destroy),
-                (Command.GIVE_BACK, self._give_place_back),
-            )
-        }  # fmt: skip
-        self._steps: Mapping[tuple[Holding, str], _Row] = {
-            (had, kind): (row.to, REMEMBERED.get(row.report), self._done[kind][1], kind is Command.GO)
-            for (had, kind), row in HOST.items() if row.to is not had and kind is not Command.DESTROY
-        }  # fmt: skip
-        """The rows by which a move begins or goes on. What is destroyed is in no move any more."""
-        self._between: Mapping[str, Callable[..., None]] = {
-            "seal": self._seal, "open": self._open, "round": self._round, "slow": self._slow,
-            "ahead": self._ahead, "stall": self._stall,
-        }  # fmt: skip
-        """What is asked of both hosts between the rows of the hand-over, of the move that they are in."""
 
     def receive(self, message: Message) -> None:
         """Do what a message asks."""
         kind, fields = message.kind, message.payload
-        if kind in self._others:
-            self._others[kind](message)
+        if kind not in _KINDS:
+            self._others(message)
             return
         number, vm = fields[0], fields[1]
         known = self._known.get(vm)
         if known is None:
             known = self._known[vm] = _Known()
-        mine = known.mine
         step = None
-        if mine.number == number:
-            step = self._steps.get((mine.holding, kind))
-        elif mine.number < 0:
-            mine.holding = self._at_rest(vm)
-            if number > mine.newest:
-                step = self._steps.get((mine.holding, kind))
+        if known.number == number:
+            step = _STEPS.get((known.holding, kind))
+        elif known.number < 0:
+            known.holding = self._at_rest(vm)
+            if number > known.newest:
+                step = _STEPS.get((known.holding, kind))
         # Most that comes is the next command of the move that it is in, or the first of one.
         if step is None or (step[3] and self._host.arrivals.is_laying(vm)):
             self._receive_otherwise(known, kind, fields)
         else:
-            mine.holding, remembered, done, _ = step
+            known.holding, remembered, done, _ = step
             if remembered is not None:
-                remembered(mine, number)
-                if mine.number < 0:
+                remembered(known, number)
+                if known.number < 0:
                     known.rest()
-            done(known, *fields)
+            done(self, known, *fields)
         if self._clock.unsettled:
             self._clock.settle()
 
     def _receive_otherwise(self, known: _Known, kind: str, fields: tuple[Any, ...]) -> None:
         """Do what is asked between the rows, again, or of a move that is another or was forgotten."""
         number, vm = fields[0], fields[1]
-        asked = self._done.get(kind)
-        if asked is None:
-            self._between[kind](known, *fields)
+        between = self.BETWEEN.get(kind)
+        if between is not None:
+            between(self, known, *fields)
             return
-        command, done = asked
+        command = Command(kind)
         if command is Command.GO and self._host.arrivals.is_laying(vm):
             self._send("busy", (number,))  # What comes of that will be said, and answered.
             return
-        mine = known.mine
-        had, before = mine.holding, mine.number
-        report = hand_over.told(mine, command, number)
+        had, before = known.holding, known.number
+        report = hand_over.told(known, command, number)
         if report is None:
             if had is _NOTHING:
                 self._miss(number, command)
             return
-        other = mine.number != before
+        other = known.number != before
         if other and before >= 0:
-            if mine.number >= 0:
+            if known.number >= 0:
                 # A newer move says that the older one is over, though nobody told so.
                 (self._host.departures.cancel if command is Command.BEGIN else self._host.arrivals.abandon)(vm)
             known.rest()
-        if other or mine.holding is not had:
-            done(known, *fields)
+        if other or known.holding is not had:
+            self.DONE[command](self, known, *fields)
         elif before == number:
             self._say_again(known, number)
         else:
@@ -184,9 +154,9 @@ class MigrationPort:
     def crash(self) -> None:
         """Forget what was under way; what was written down stays."""
         for known in self._known.values():
-            if known.mine.holding is _STANDS:
-                known.lost = known.mine.number
-            hand_over.crashed(known.mine)
+            if known.holding is _STANDS:
+                known.lost = known.number
+            hand_over.crashed(known)
             known.rest()
 
     def standing(self, vm: str) -> int:
@@ -194,7 +164,7 @@ class MigrationPort:
         known = self._known.get(vm)
         if known is None:
             return -1
-        return known.mine.number if known.mine.holding is Holding.STANDS else known.lost
+        return known.number if known.holding is Holding.STANDS else known.lost
 
     def _at_rest(self, vm: str) -> Holding:
         """What the host has of a VM that is in no move."""
@@ -218,7 +188,7 @@ class MigrationPort:
 
     def _is_new(self, known: _Known, number: int, step: int) -> bool:
         """Whether something between the rows is to be begun: not what was, and nothing of who is not here."""
-        if known.mine.number != number:
+        if known.number != number:
             self._send("gone", (number, self._host.spec.name))
             return False
         if step <= known.asked:
@@ -247,7 +217,7 @@ class MigrationPort:
 
         found = self._host.departures.begin(vm, writes)
         if isinstance(found, MigrationRefusal):
-            known.mine.holding, known.mine.number = _NOTHING, -1
+            known.holding, known.number = _NOTHING, -1
             self._send("stays", (number, found.name, found.value))
             return
         guest = self._host.guests[vm]
@@ -303,9 +273,9 @@ class MigrationPort:
             self._host.departures.hand_on(vm)
 
     def _stall(self, known: _Known, number: int, vm: str, since: int, standing_still: float, answer: bool) -> None:
-        if known.mine.started == number and (number, since) > known.paced:
+        if known.started == number and (number, since) > known.paced:
             known.paced = number, since
-            if vm in self._host.guests and known.mine.number < 0:
+            if vm in self._host.guests and known.number < 0:
                 self._host.arrivals.slow(vm, standing_still)
         if answer:
             self._send(Report.PACED, (number, since))
@@ -318,7 +288,7 @@ class MigrationPort:
     def _round(self, known: _Known, number: int, vm: str, round_: int, pages: int) -> None:
         if not self._is_new(known, number, round_):
             return
-        side = self._host.arrivals if known.mine.holding is Holding.KEEPS else self._host.departures
+        side = self._host.arrivals if known.holding is Holding.KEEPS else self._host.departures
 
         def done() -> None:
             known.said = self._send("through", (number, round_, self._host.spec.name))
@@ -410,7 +380,7 @@ class MigrationPort:
             if wrong is None:
                 known.said = self._send(_CAME, (number, self._host.arrivals.pages_checked - before))
             else:
-                report = hand_over.gave_up(known.mine)
+                report = hand_over.gave_up(known)
                 known.rest()
                 self._host.arrivals.abandon(vm)
                 self._send(report, (number, wrong))
@@ -437,6 +407,25 @@ class MigrationPort:
         if answer:
             self._send(Report.GIVEN, (number,))
 
+    # Tables.
+
+    DONE: ClassVar[Mapping[str, Callable[..., None]]] = {
+        Command.BEGIN: _migrate,
+        Command.STOP: _stop,
+        Command.STAY: _stay,
+        Command.LEAVE: _leave,
+        Command.KEEP: _keep_place,
+        Command.COME: _come,
+        Command.GO: _go,
+        Command.DESTROY: _destroy,
+        Command.GIVE_BACK: _give_place_back,
+    }
+    """What carries a command out: takes what is known of the VM, the move's number, the VM, and what else is said."""
+    BETWEEN: ClassVar[Mapping[str, Callable[..., None]]] = {
+        "seal": _seal, "open": _open, "round": _round, "slow": _slow, "ahead": _ahead, "stall": _stall,
+    }  # fmt: skip
+    """What is asked of both hosts between the rows of the hand-over, of the move that they are in."""
+
 
 def is_attested(spec: GuestSpec) -> bool:
     """Whether those who move a VM show each other reports: agents, or handlers in it."""
@@ -452,3 +441,12 @@ def _bodies(pools: tuple[Pool, ...]) -> tuple[tuple[int, float], ...]:
 
 _ON_REQUEST = frozenset({Command.STAY, Command.LEAVE, Command.GIVE_BACK})
 """Commands that say whether they want to be answered."""
+
+_STEPS: Mapping[tuple[Holding, str], _Row] = {
+    (had, command): (row.to, REMEMBERED.get(row.report), MigrationPort.DONE[command], command is Command.GO)
+    for (had, command), row in HOST.items() if row.to is not had and command is not Command.DESTROY
+}  # fmt: skip
+"""The rows by which a move begins or goes on. What is destroyed is in no move any more."""
+
+_KINDS = frozenset({*MigrationPort.DONE, *MigrationPort.BETWEEN})
+"""Of messages that are of moves."""

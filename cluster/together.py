@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import NamedTuple
 
-from cluster.broken_rules import broken_promise, spoke_too_soon, stood_still, wrong_advance, wrong_mail
+from cluster.broken_rules import acted_already, broken_promise, wrong_advance, wrong_mail
 from cluster.entity import NEVER, ControlPlane, Entity, Message
 from cluster.slices import CALL_S, Slices
 
@@ -36,37 +36,49 @@ class Stretch(NamedTuple):
     acts_ns: int
 
 
+class _Seat:
+    """An entity's, as the run sees it."""
+
+    __slots__ = ("advance", "answer", "beneath_ns", "entity", "next_ns", "number", "promise_ns")
+
+    def __init__(self, number: int, entity: Entity) -> None:
+        self.number = number
+        self.entity = entity
+        self.answer, self.advance = entity.answer, entity.advance
+        self.next_ns = entity.next_event_ns()
+        """When its next event is."""
+        self.beneath_ns = NEVER
+        """What that was before mail came for before it: it stands in the heap still, unless it is ``NEVER``.
+
+        More such mail overwrites it; coming to that event clears it, and then nothing stands beneath.
+        """
+        self.promise_ns = entity.earliest_output_ns()
+        """As it was when somebody last looked: it binds until mail comes."""
+
+
 class Together:
-    """Entities by number, in their order, each with its next event; ``clock`` tells wall time."""
+    """Entities in their order, each with its next event; ``clock`` tells wall time."""
 
     def __init__(
         self, entities: Mapping[str, Entity], lookahead_ns: int, end_ns: int, clock: Callable[[], float]
     ) -> None:
-        self._numbers = {name: number for number, name in enumerate(entities)}
-        self._entities = list(entities.values())
+        self._seats = {name: _Seat(number, entity) for number, (name, entity) in enumerate(entities.items())}
         self._lookahead_ns = lookahead_ns
         self._end_ns = end_ns
         self._clock = clock
         self._slices = Slices()
-        self._next = [entity.next_event_ns() for entity in self._entities]
-        self._promises = [entity.earliest_output_ns() for entity in self._entities]
-        """Of each, as it was when somebody last looked: it binds until mail comes."""
-        self._promised_ns = min(map(max, self._promises, self._next), default=NEVER)
+        self._promised_ns = self._promise()
         """By all."""
         self._acted_ns = -1
         """When the control plane acted last."""
-        self._first = [(time_ns, number) for number, time_ns in enumerate(self._next) if time_ns != NEVER]
-        self._first.append((NEVER, len(self._next)))  # Nobody's, so that there is always a first.
-        self._next.append(NEVER)
+        self._first: list[tuple[int, int, _Seat | None]] = [
+            (seat.next_ns, seat.number, seat) for seat in self._seats.values() if seat.next_ns != NEVER
+        ]
+        self._first.append((NEVER, len(entities), None))  # Nobody's, so that there is always a first.
         heapify(self._first)
-        self._beneath = [NEVER] * len(self._next)
-        """What each had for its next event before mail came: that stands in the heap still, but for ``NEVER``.
-
-        Mail for before the next event overwrites it; coming to that event clears it, and then nothing stands beneath.
-        """
         self._heard: list[Message] = []
         """What hosts have said and the control plane has not acted on: a heap."""
-        self._moved: list[int] = []
+        self._moved: list[_Seat] = []
         """Who has gone on since then."""
         self._soon, self._seldom = 1 + len(entities) // _OFTEN, 1 + len(entities) * _SELDOM
         self._often = self._soon
@@ -90,9 +102,8 @@ class Together:
         ``acts_ns`` is when it acts next, at first of its own accord. With ``until_acted`` the call ends with an act.
         Raises ProtocolViolationError for mail to nobody, or from the past, and where anybody breaks a promise.
         """
-        entities, numbers, following, first = self._entities, self._numbers, self._next, self._first
-        beneath, heard, moved = self._beneath, self._heard, self._moved
-        promises, promised_ns, acted_ns = self._promises, self._promised_ns, self._acted_ns
+        seats, first, heard, moved = self._seats, self._first, self._heard, self._moved
+        promised_ns, acted_ns = self._promised_ns, self._acted_ns
         end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
         windows, window_ns = self.windows, self._window_ns
         events = acts = 0
@@ -103,11 +114,11 @@ class Together:
         left = given = slices.events
         untimed = every = 0 if until_acted else _ACTS
         while True:
-            next_ns, number = first[0]
-            if following[number] != next_ns:
-                heappop(first)
-                continue
+            next_ns, number, seat = first[0]
+            # What comes first may be what somebody had planned and has no more: that is no later than what does.
             if (acts_ns < next_ns or acts_ns < promised_ns) and acts_ns < until_ns:
+                if acts_ns <= acted_ns:
+                    raise acted_already(heard, acted_ns)
                 acted_ns, acts = acts_ns, acts + 1
                 messages = []
                 while heard and heard[0].time_ns == acted_ns:
@@ -123,69 +134,62 @@ class Together:
                     began_s, sliced_s = began_s + took_s, sliced_s + took_s
                     if until_acted or now_s >= end_s:
                         until_ns = -1
-                if acts_ns <= acted_ns:
-                    raise stood_still(acted_ns)
+                if mail:
+                    soonest_ns = acted_ns + lookahead_ns
+                    if soonest_ns >= window_ns:
+                        windows, window_ns = windows + 1, soonest_ns + lookahead_ns
+                    # No other mail comes sooner: who has nothing to do before it answers in the same breath.
+                    at_once_ns = soonest_ns if soonest_ns < end_ns and left > len(mail) else -1
+                    for message in mail:
+                        to = seats.get(message.receiver)
+                        time_ns = message.time_ns
+                        if to is None or time_ns < soonest_ns:
+                            raise wrong_mail(message, acted_ns, here=to is not None)
+                        if time_ns == at_once_ns and time_ns <= to.next_ns:
+                            next_ns, done, said = to.answer(message)
+                            for answer in said:
+                                heappush(heard, answer)
+                            if next_ns != to.next_ns:
+                                to.beneath_ns, to.next_ns = to.next_ns, next_ns
+                                heappush(first, (next_ns, to.number, to))
+                            to.promise_ns = next_ns  # Nothing is said without an event.
+                            if next_ns < promised_ns:
+                                promised_ns = next_ns
+                            moved.append(to)
+                            left -= done
+                            continue
+                        to.entity.deliver(message)
+                        if time_ns < to.next_ns:
+                            to.beneath_ns, to.next_ns = to.next_ns, time_ns
+                            heappush(first, (time_ns, to.number, to))
+                        to.promise_ns = min(time_ns, to.promise_ns)
+                        promised_ns = min(time_ns, promised_ns)
                 if heard and heard[0].time_ns < acts_ns:
                     acts_ns = heard[0].time_ns
-                if not mail:
-                    continue
-                soonest_ns = acted_ns + lookahead_ns
-                if soonest_ns >= window_ns:
-                    windows, window_ns = windows + 1, soonest_ns + lookahead_ns
-                # No other mail comes sooner: who has nothing to do before it answers in the same breath.
-                at_once_ns = soonest_ns if soonest_ns < end_ns and left > len(mail) else -1
-                for message in mail:
-                    time_ns, to = message.time_ns, numbers.get(message.receiver)
-                    if to is None or time_ns < soonest_ns:
-                        raise wrong_mail(message, acted_ns, here=to is not None)
-                    if time_ns == at_once_ns and time_ns <= following[to]:
-                        next_ns, done, said = entities[to].answer(message)
-                        for answer in said:
-                            time_ns = answer.time_ns
-                            if time_ns < soonest_ns:
-                                raise broken_promise(message.receiver, answer, soonest_ns)
-                            heappush(heard, answer)
-                            if time_ns < acts_ns:
-                                acts_ns = time_ns
-                        if next_ns != following[to]:
-                            beneath[to], following[to] = following[to], next_ns
-                            heappush(first, (next_ns, to))
-                        promises[to] = next_ns  # Nothing is said without an event.
-                        if next_ns < promised_ns:
-                            promised_ns = next_ns
-                        moved.append(to)
-                        left -= done
-                        continue
-                    entities[to].deliver(message)
-                    if time_ns < following[to]:
-                        beneath[to], following[to] = following[to], time_ns
-                        heappush(first, (time_ns, to))
-                    if time_ns < promises[to]:
-                        promises[to] = time_ns
-                    if time_ns < promised_ns:
-                        promised_ns = time_ns
                 continue
-            if next_ns >= until_ns:
+            if next_ns >= until_ns or seat is None:
                 break
+            if seat.next_ns != next_ns:
+                heappop(first)
+                continue
             horizon_ns = (next_ns if next_ns > promised_ns else promised_ns) + lookahead_ns
             if horizon_ns > end_ns:
                 horizon_ns = end_ns
             if next_ns >= window_ns:
                 windows, window_ns = windows + 1, horizon_ns
-            entity = entities[number]
             while True:
                 # One entity after another, not slice about: what an entity needs is in the processor's caches.
-                reached_ns, next_ns, done, said = entity.advance(horizon_ns, left)
+                reached_ns, next_ns, done, said = seat.advance(horizon_ns, left)
                 if not done or reached_ns > horizon_ns:
-                    raise wrong_advance(entity.name, done, horizon_ns, reached_ns)
+                    raise wrong_advance(seat.entity.name, done, horizon_ns, reached_ns)
                 for message in said:
                     time_ns = message.time_ns
-                    if time_ns < promises[number] or time_ns <= acted_ns:  # Promises are as old as the last look.
-                        raise spoke_too_soon(entity.name, message, promises[number], acted_ns)
+                    if time_ns < seat.promise_ns:  # As it was when somebody looked last.
+                        raise broken_promise(message.sender, message, seat.promise_ns)
                     heappush(heard, message)
                     if time_ns < acts_ns:
                         acts_ns = time_ns
-                following[number] = next_ns
+                seat.next_ns = next_ns
                 left -= done
                 if left > 0:
                     break
@@ -200,12 +204,12 @@ class Together:
                     break
                 if next_ns >= horizon_ns:
                     break
-            moved.append(number)
-            if next_ns == beneath[number]:
+            moved.append(seat)
+            if next_ns == seat.beneath_ns:
                 heappop(first)
-                beneath[number] = NEVER  # Else a nanosecond that is not done with would be popped in its turn.
+                seat.beneath_ns = NEVER  # Else a nanosecond that is not done with would be popped in its turn.
             else:
-                heapreplace(first, (next_ns, number))
+                heapreplace(first, (next_ns, number, seat))
         self._promised_ns, self._acted_ns, self._acts_ns = promised_ns, acted_ns, acts_ns
         self.windows, self._window_ns = windows, window_ns
         self.busy_s += max(0.0, clock() - began_s)
@@ -217,13 +221,16 @@ class Together:
         Quiet fleets go far on that. Where it is no later than what comes first it helps nobody, and is looked at half
         as often from then on.
         """
-        promises = self._promises
-        for number in set(self._moved):
-            promises[number] = max(promises[number], self._entities[number].earliest_output_ns())
+        for seat in set(self._moved):
+            seat.promise_ns = max(seat.promise_ns, seat.entity.earliest_output_ns())
         self._moved.clear()
-        promised_ns = min(map(max, promises, self._next))  # Nothing is said without an event.
+        promised_ns = self._promise()
         self._often = min(2 * self._often, self._seldom) if promised_ns <= first_ns else self._soon
         return promised_ns
+
+    def _promise(self) -> int:
+        """What all promise, as far as is known: nothing is said without an event."""
+        return min([max(seat.promise_ns, seat.next_ns) for seat in self._seats.values()], default=NEVER)
 
     def level(self, reached_ns: int) -> int:
         """Have all go as far as any may, if that does not take longer than a call may; how far all are then.
@@ -234,13 +241,11 @@ class Together:
         """
         end_s = self._clock() + CALL_S
         # Somebody may have gone as far: nobody could be told less since.
-        quiet_ns = min(self._acts_ns, min(map(max, self._promises, self._next), default=NEVER)) + self._lookahead_ns
+        quiet_ns = min(self._acts_ns, self._promise()) + self._lookahead_ns
         target_ns = max(reached_ns, min(quiet_ns, self._end_ns))
-        for number, entity in enumerate(self._entities):
-            next_ns = self._next[number]
-            while next_ns < reached_ns or (next_ns < target_ns and self._clock() < end_s):
-                came_ns, next_ns, events, _ = entity.advance(target_ns, self._slices.events)
+        for seat in self._seats.values():
+            while seat.next_ns < reached_ns or (seat.next_ns < target_ns and self._clock() < end_s):
+                came_ns, seat.next_ns, events, _ = seat.advance(target_ns, self._slices.events)
                 if not events:
-                    raise wrong_advance(entity.name, events, target_ns, came_ns)
-            self._next[number] = next_ns
-        return min(target_ns, *self._next)
+                    raise wrong_advance(seat.entity.name, events, target_ns, came_ns)
+        return min([target_ns, *[seat.next_ns for seat in self._seats.values()]])

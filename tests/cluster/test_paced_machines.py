@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.entity import CONTROL, Message
-from cluster.hand_over import Holding, Mine, Report
+from cluster.hand_over import Holding, Report
 from cluster.migration_port import MigrationPort, _Known
 from node.cost_table import load_cost_table
 from node.firmware_image import laboratory_image
@@ -34,9 +34,12 @@ def port() -> tuple[MigrationPort, Host, list[tuple[str, tuple[object, ...]]]]:
         said.append((kind, fields))
         return Message(host.now_ns, "here", len(said), CONTROL, kind, fields)
 
-    port = MigrationPort(host, send, {})
+    def unheard(message: Message) -> None:
+        raise AssertionError(message)
+
+    port = MigrationPort(host, send, unheard)
     known = port._known["vm"] = _Known()
-    known.mine = Mine(Holding.RUNS, newest=4, started=STARTED)
+    known.holding, known.newest, known.started = Holding.RUNS, 4, STARTED
     return port, host, said
 
 
@@ -75,7 +78,7 @@ def test_one_that_is_to_leave_again_and_one_that_is_gone_are_left_alone(
 ) -> None:
     one, host, said = port
     known = one._known["vm"]
-    known.mine = Mine(holding, STARTED + 1, newest=4, started=STARTED)
+    known.holding, known.number = holding, STARTED + 1
     one.receive(stall(STARTED, "vm", 10, 0.5, True))
     assert host.guests["vm"].throttle is None
     one.receive(stall(STARTED, "another", 10, 0.5, True))

@@ -170,7 +170,7 @@ def test_letters_of_one_nanosecond_are_one_event_also_where_they_are_answered_in
     while acts_ns < END_NS:
         stretch = hosts.go_on(control, acts_ns)
         events, acts_ns = events + stretch.events, stretch.acts_ns
-    assert (hosts._entities[0].collect(0), events) == (other.collect(0), other.events)
+    assert (hosts._seats["a"].entity.collect(0), events) == (other.collect(0), other.events)
     assert len(control.heard) == len(mail)
 
 
@@ -295,7 +295,7 @@ def test_whoever_stops_finds_all_at_the_same_time():
     one.go_on(Acts(), NEVER, until_acted=True)
     reached = one.level(0)
     assert 0 < reached < END_NS
-    for entity in one._entities:
+    for entity in [seat.entity for seat in one._seats.values()]:
         other = ToyHost(Toy(entity.name, ("a", "b"), tick=7, speak=40))
         while other.next_event_ns() < reached:
             other.advance(reached, 1)
