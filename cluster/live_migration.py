@@ -82,11 +82,12 @@ class LiveMigrations:
         """Begin a migration, or put it in line; ``over`` is called when it has ended."""
         one = Migration(len(self.all), order, now_ns, over)
         self.all.append(one)
-        source = self.placement.host_of(order.vm)
-        if source is None:
+        place = self.placement.place_of(order.vm)
+        if place is None:
             self.end(one, Outcome.REFUSED, now_ns, MigrationRefusal.NO_SUCH_VM.name)
             return one
-        one.source, one.guest = source, self.placement.guest(order.vm)
+        account, one.guest = place
+        one.source = source = account.name
         if order.vm in self._by_vm:
             self.end(one, Outcome.REFUSED, now_ns, MigrationRefusal.UNDER_WAY.name)
             return one
@@ -96,7 +97,7 @@ class LiveMigrations:
         if not self.record.reserve(one.number):
             self.end(one, Outcome.REFUSED, now_ns, MigrationRefusal.RECORD_FULL.name)
             return one
-        destination = self.placement.keep(order.vm, order.to, excluded | {source}, order.first_host)
+        destination = self.placement.keep(order.vm, order.to, excluded, order.first_host)
         if destination is None:
             wrong = self.placement.misfit(order.vm, order.to)
             why = wrong.name if wrong else self.placement.no_room(order.vm, order.to, excluded)
