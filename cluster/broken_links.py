@@ -22,6 +22,7 @@ _CONNECTED = frozenset({Phase.PRE, Phase.STOPPED})
 def break_link(live: LiveMigrations, host: str, now_ns: int) -> None:
     """A host's link is down from now on: its connections break."""
     live.down[host] = live.down.get(host, 0) + 1
+    live.is_whole = False
     for one in live.under_way():
         if host in (one.source, one.destination):
             if one.phase is Phase.DRAINING:
@@ -40,6 +41,7 @@ def mend_link(live: LiveMigrations, host: str, now_ns: int) -> None:
 
 def crash(live: LiveMigrations, host: str, now_ns: int) -> None:
     """A host crashes: what it had not sent yet of a VM is gone, and so is what it had got."""
+    live.is_whole = False
     for one in live.under_way():
         if one.started_ns < 0 or host not in (one.source, one.destination):
             continue

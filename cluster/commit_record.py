@@ -83,7 +83,8 @@ class CommitRecord:
 
     def release(self, number: int) -> None:
         """Nothing more is decided about a move."""
-        self._reserved.pop(number, None)
+        if self._reserved:
+            self._reserved.pop(number, None)
 
     def append(self, number: int, record: Record) -> None:
         """Write a decision down. Raises RecordFullError for one that no room was reserved for."""

@@ -85,13 +85,15 @@ class HostIndex:
                 above = self._gather(node)
         self.changed.clear()
 
-    def first(self, guest: GuestSpec, begin: int, end: int, excluded: frozenset[str]) -> int | None:
+    def first(
+        self, guest: GuestSpec, begin: int, end: int, excluded: frozenset[str], but: HostAccount | None
+    ) -> int | None:
         """The first host from ``begin`` to before ``end`` that takes a VM and is not excluded; None for none."""
         size, accounts = self._size, self._accounts
         tree = begin + _NEAR if begin else 1  # The first hosts of all are the first that are full.
         for number in range(begin, min(tree, end)):
             account = accounts[number]
-            if account.name not in excluded and account.takes(guest):
+            if account is not but and account.name not in excluded and account.takes(guest):
                 return number
         if tree >= end:
             return None
@@ -110,7 +112,7 @@ class HostIndex:
                 continue
             if node >= size:
                 account = accounts[low]
-                if account.name not in excluded and account.takes(guest):
+                if account is not but and account.name not in excluded and account.takes(guest):
                     return low
                 continue
             middle = (low + high) // 2

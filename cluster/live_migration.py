@@ -22,7 +22,7 @@ from cluster.fabric import Fabric, Flow
 from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Event, Phase, Report
 from cluster.migration import Copying, Due, Migration, MigrationOrder, Outcome, Patience
 from cluster.migration_admission import Admission
-from cluster.migration_commands import AWAITED, TELL
+from cluster.migration_commands import AWAITED, ROWS, TELL
 from cluster.placement import FirstFit
 from cluster.platform_fit import misfit
 from cluster.post_copy import destroyed, drain, drained, go_on, lose, paced, say_pace
@@ -67,6 +67,8 @@ class LiveMigrations:
     """A heap of (time, what, number of the move, the phase that it was in); nothing is there always, as the last."""
     down: dict[str, int] = field(default_factory=dict)
     """Hosts whose links are down, and for how many reasons."""
+    is_whole: bool = True
+    """No link was down yet, and no host has crashed or lost a VM."""
     _cap_bytes_per_s: float = field(init=False)
     """What the settings let one move put on the wire."""
 
@@ -82,11 +84,12 @@ class LiveMigrations:
         """Begin a migration, or put it in line; ``over`` is called when it has ended."""
         one = Migration(len(self.all), order, now_ns, over)
         self.all.append(one)
-        source = self.placement.host_of(order.vm)
-        if source is None:
+        place = self.placement.place_of(order.vm)
+        if place is None:
             self.end(one, Outcome.REFUSED, now_ns, MigrationRefusal.NO_SUCH_VM.name)
             return one
-        one.source, one.guest = source, self.placement.guest(order.vm)
+        account, one.guest = place
+        one.source = source = account.name
         if order.vm in self._by_vm:
             self.end(one, Outcome.REFUSED, now_ns, MigrationRefusal.UNDER_WAY.name)
             return one
@@ -96,7 +99,7 @@ class LiveMigrations:
         if not self.record.reserve(one.number):
             self.end(one, Outcome.REFUSED, now_ns, MigrationRefusal.RECORD_FULL.name)
             return one
-        destination = self.placement.keep(order.vm, order.to, excluded | {source}, order.first_host)
+        destination = self.placement.keep(order.vm, order.to, excluded, order.first_host)
         if destination is None:
             wrong = self.placement.misfit(order.vm, order.to)
             why = wrong.name if wrong else self.placement.no_room(order.vm, order.to, excluded)
@@ -125,7 +128,7 @@ class LiveMigrations:
         """Whether there is no way between a move's hosts, or one of them has nothing of it any more."""
         if one.source_lost or one.target_lost:
             return True
-        return bool(self.down.get(one.source) or self.down.get(one.destination)) if self.down else False
+        return bool(self.down.get(one.source) or self.down.get(one.destination))
 
     # Time.
 
@@ -158,26 +161,24 @@ class LiveMigrations:
 
     def step(self, one: Migration, event: Event, now_ns: int) -> bool:
         """Go where the table says for an event, and tell what it says; False where it has no row."""
-        row = AUTHORITY.get((one.phase, event))
+        before = one.phase
+        row = ROWS.get((before, event))
         if row is None:
             return False
         phase, record, told = row
         if record is not None:
             self.record.append(one.number, record)
-        if self.patience is not _RELIABLE:
-            self._enter(one, phase, now_ns)
-        elif phase is not one.phase:
+        if phase is not before:
             one.phase = phase
             one.history.append((phase, now_ns))
-        for command in told:
-            TELL[command](self, one)
+        if self.patience is not _RELIABLE:
+            self._await(one, phase, now_ns)
+        for tell in told:
+            tell(self, one)
         return True
 
-    def _enter(self, one: Migration, phase: Phase, now_ns: int) -> None:
-        """Come to a phase, and wait for its answers where messages may be lost."""
-        if phase is not one.phase:
-            one.phase = phase
-            one.history.append((phase, now_ns))
+    def _await(self, one: Migration, phase: Phase, now_ns: int) -> None:
+        """Wait for the answers of a phase, where messages may be lost."""
         if self.patience.again_after_ns and phase is not Phase.SOURCE:
             one.silence = 0
             one.unanswered = AWAITED.get(phase, frozenset())
@@ -274,29 +275,28 @@ class LiveMigrations:
             return
         if self.settings.dirty_limit_bytes_per_s:
             slow_down(self, one)
+        one.copying = _BETWEEN
         if begins_ns > now_ns:
-            one.copying = _BETWEEN
             self.plan(begins_ns, _LOG_READ, one)
         else:
-            self._start_round(one, now_ns)
+            self.on_log_read(one, one.phase, now_ns)
 
     # Rounds.
 
     def on_log_read(self, one: Migration, _: Phase, now_ns: int) -> None:
         """The dirty log has been read: the next round begins, if one is to."""
-        if one.phase is _PRE and one.copying is _BETWEEN:
-            self._start_round(one, now_ns)
-
-    def _start_round(self, one: Migration, now_ns: int) -> None:
-        assert one.precopy is not None
-        if self.is_cut_off(one):
+        if one.phase is not _PRE or one.copying is not _BETWEEN:
+            return
+        precopy, guest = one.precopy, one.guest
+        assert precopy is not None
+        assert guest is not None
+        if not self.is_whole and self.is_cut_off(one):
             give_up(self, one, now_ns)
             return
         one.copying = _ROUND
-        zero_bytes = 0 if one.precopy.rounds else one.zero_bytes  # A page that was written is taken to hold something.
-        one.precopy.begin(now_ns, zero_bytes)
-        self.start_flow(one, one.precopy.size_bytes, now_ns, zero_bytes)
-        if one.guest is not None and one.guest.migration_handler:
+        zero_bytes = 0 if precopy.rounds else one.zero_bytes  # A page that was written is taken to hold something.
+        self.start_flow(one, precopy.begin(now_ns, zero_bytes), now_ns, zero_bytes)
+        if guest.migration_handler:
             slow_down(self, one)
 
     def on_dirty(self, one: Migration, now_ns: int, pools: tuple[tuple[int, float], ...]) -> None:
@@ -313,38 +313,37 @@ class LiveMigrations:
         if round_ == one.rounds_told and host in one.unserved:
             one.unserved = tuple([each for each in one.unserved if each != host])
             one.silence = 0
-            if not one.unserved and one.flow is None:
+            if one.flow is None:
                 self._copied(one, now_ns)
 
-    def _arrived(self, one: Migration, now_ns: int) -> None:
-        """The network has brought what it was to bring of a move at once."""
-        one.flow = None
-        if not one.unserved:
-            self._copied(one, now_ns)
-
     def _copied(self, one: Migration, now_ns: int) -> None:
-        if one.phase is _STANDS:
+        """The network has brought what it was to bring of a move at once; firmware may have to do with it still."""
+        one.flow = None
+        if one.unserved:
+            return
+        phase, precopy = one.phase, one.precopy
+        if phase is _STANDS:
             self.step(one, _CARRIED, now_ns)
             return
-        if one.phase is _DRAINING:
+        if phase is _DRAINING:
             drained(self, one, now_ns)
             return
-        assert one.precopy is not None
-        verdict = one.precopy.round_done(now_ns)
+        assert precopy is not None
+        verdict = precopy.round_done(now_ns)
         if verdict is _STOP:
             self.step(one, _ROUNDS_DONE, now_ns)
         elif verdict is _NEXT:
             slow_down(self, one)
             one.copying = _BETWEEN
-            self.plan(now_ns + one.precopy.between_rounds_ns, _LOG_READ, one)
+            self.plan(now_ns + precopy.between_rounds_ns, _LOG_READ, one)
         elif verdict is Verdict.GO_AHEAD and not one.platforms:
             one.ahead = True
             self.step(one, Event.ROUNDS_DONE, now_ns)
         elif verdict is Verdict.STALLED:
-            self.fail(one, Outcome.TIMED_OUT, now_ns, f"no progress, {one.precopy.how_far}")
+            self.fail(one, Outcome.TIMED_OUT, now_ns, f"no progress, {precopy.how_far}")
         else:
             why = _NO_POST_COPY if verdict is Verdict.GO_AHEAD else ""
-            self.fail(one, Outcome.ROUND_CAP, now_ns, one.precopy.how_far + why)
+            self.fail(one, Outcome.ROUND_CAP, now_ns, precopy.how_far + why)
 
     def on_deadline(self, one: Migration, _: Phase, now_ns: int) -> None:
         """The copying has taken as long as it may."""
@@ -384,7 +383,7 @@ class LiveMigrations:
         if one.zero_bytes:
             one.unsent_zero_bytes = precopy.unsent_zeros(one.zero_bytes)
         one.final_bytes = left + guest.vcpus * VMSA_BYTES
-        if self.is_cut_off(one):
+        if not self.is_whole and self.is_cut_off(one):
             one.final_bytes = 0
             give_up(self, one, now_ns)
             return
@@ -394,20 +393,23 @@ class LiveMigrations:
         self, one: Migration, size_bytes: int, now_ns: int, zero_bytes: int = 0, carried_bytes: int = 0
     ) -> Flow:
         """Send memory of a move from now on; so much of it is pages of zeros, or was on the network before."""
-        guest, settings = one.guest, self.settings
-        assert guest is not None
-        if one.platforms and not guest.migration_handler:
-            self._begin_carrying(one, size_bytes)
+        settings, cap = self.settings, self._cap_bytes_per_s
+        ratio = settings.compression_ratio
+        if one.platforms:
+            assert one.guest is not None
+            ratio = 1.0  # Ciphertext does not become shorter.
+            if one.guest.migration_handler:
+                cap = settings.handler_cap(one.guest.vcpus)
+            else:
+                self._begin_carrying(one, size_bytes)
         if carried_bytes:
             size_bytes = max(0, size_bytes - carried_bytes)
-        ratio = 1.0 if one.platforms else settings.compression_ratio  # Ciphertext does not become shorter.
-        cap = settings.handler_cap(guest.vcpus) if guest.migration_handler else self._cap_bytes_per_s
         wire_bytes = size_bytes * ratio
         if zero_bytes:
             wire_bytes, cap = settings.without_zeros(size_bytes, zero_bytes, ratio)
         one.flow_bytes = size_bytes
         one.wire_bytes += round(wire_bytes)
-        one.flow = flow = self.fabric.start(one.path, wire_bytes, now_ns, cap, self._arrived, one)
+        one.flow = flow = self.fabric.start(one.path, wire_bytes, now_ns, cap, self._copied, one)
         return flow
 
     def _begin_carrying(self, one: Migration, size_bytes: int) -> None:
@@ -465,7 +467,7 @@ class LiveMigrations:
     def on_lost(self, one: Migration, now_ns: int) -> None:
         """The source has lost the VM: the target may have it, if it got that far."""
         one.unanswered -= {Report.STAYED}
-        one.source_lost = True
+        one.source_lost, self.is_whole = True, False
         if one.phase is Phase.DRAINING:
             lose(self, one, now_ns)
         elif self.step(one, Event.LOST, now_ns) and one.phase is Phase.ABORTED:
@@ -510,7 +512,7 @@ class LiveMigrations:
     def end(self, one: Migration, outcome: Outcome, now_ns: int, reason: str) -> None:
         one.outcome, one.ended_ns, one.reason, one.luggage = outcome, now_ns, reason, ()
         self.record.release(one.number)
-        if self._by_vm.get(one.order.vm) is one:
+        if one.destination:
             del self._by_vm[one.order.vm]
         if one.started_ns >= 0:
             for number in self.admission.release(one.source, one.destination):
@@ -556,7 +558,11 @@ class LiveMigrations:
                 self.end(one, Outcome.RESTARTED, now_ns, "before it had begun")
                 continue
             one.outcome, one.reason = Outcome.RESTARTED, f"in phase {one.phase.value!r}"
-            self._enter(one, AFTER_RESTART[last[one.number]], now_ns)
+            phase = AFTER_RESTART[last[one.number]]
+            if phase is not one.phase:
+                one.phase = phase
+                one.history.append((phase, now_ns))
+            self._await(one, phase, now_ns)
             if one.phase is Phase.DRAINING:
                 drain(self, one, now_ns)
             for command in REPEATS[one.phase]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from cluster.guest_body import GuestBody
-from cluster.hand_over import Command, Phase, Report
+from cluster.hand_over import AUTHORITY, Command, Phase, Report
 from cluster.migration import Migration
 from node.migration_frames import Stream
 
@@ -76,6 +76,11 @@ TELL: Mapping[Command, Callable[[LiveMigrations, Migration], None]] = {
     Command.GIVE_BACK: _give_back,
 }
 """Tells a host a command: the move's number, the VM, and what else there is to say."""
+
+ROWS = {
+    place: (row.to, row.record, tuple([TELL[command] for command in row.told])) for place, row in AUTHORITY.items()
+}
+"""The authority's table, with what tells each command in its place."""
 
 AWAITED: Mapping[Phase, frozenset[Report]] = {
     Phase.DESTINATION: frozenset({Report.LEFT}),

@@ -92,10 +92,14 @@ class HostAccount:
         self.free_bytes -= sign * self.needed_bytes(guest)
         self.free_vcpus -= sign * guest.vcpus
         kind = ASID_KINDS.get(guest.generation)
-        if kind in self.free_asids:
+        if kind is not None and kind in self.free_asids:
             self.free_asids[kind] -= sign
         for card in guest.devices:
             self.free_cards[card] -= sign
+
+
+Place = tuple[HostAccount, GuestSpec]
+"""Where a VM is, and what it is."""
 
 
 @dataclass(slots=True)
@@ -107,8 +111,8 @@ class FirstFit:
     _index: HostIndex = field(init=False)
     _changed: dict[str, None] = field(init=False)
     """Of the index."""
-    _placed: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
-    _kept: dict[str, tuple[HostAccount, GuestSpec]] = field(default_factory=dict)
+    _placed: dict[str, Place] = field(default_factory=dict)
+    _kept: dict[str, Place] = field(default_factory=dict)
     """Second places of VMs that migrate."""
     _closed: frozenset[str] = frozenset()
     """Hosts for those alone who name them."""
@@ -124,16 +128,18 @@ class FirstFit:
 
     def place(self, guest: GuestSpec, pin: str | None = None, excluded: frozenset[str] = frozenset()) -> str | None:
         """Reserve a host for a VM and return its name, None if no host takes it."""
-        return self._reserve(guest, pin, excluded, 0, self._placed)
+        number = self._found(guest, pin, excluded, 0, None)
+        return None if number is None else self._reserve(number, guest, self._placed)
 
     def keep(self, name: str, pin: str | None, excluded: frozenset[str], first: int = 0) -> str | None:
-        """Reserve a second host for a VM that is to move, None if no host takes it; the search begins at ``first``."""
+        """Reserve a second host for a VM that is to move, None if no other takes it; the search begins at ``first``."""
         account, guest = self._placed[name]
         if self._is_mixed and account.product is not None and not (guest.cpu_model or guest.launched_on):
             # Wherever it goes, it is shown from now on what it has been shown so far.
             guest = replace(guest, launched_on=shown_by(account.product))
             self._placed[name] = (account, guest)
-        return self._reserve(guest, pin, excluded, first, self._kept)
+        number = self._found(guest, pin, excluded, first, account)
+        return None if number is None else self._reserve(number, guest, self._kept)
 
     def misfit(self, name: str, pin: str | None) -> MigrationRefusal | None:
         """Why a VM cannot go to the host that is named, or to any other, however much room there were."""
@@ -155,48 +161,47 @@ class FirstFit:
         where = "no host has room" if pin is None else f"no room on {pin}"
         return ": ".join([where, *filter(None, [", ".join(dict.fromkeys(short))])])
 
-    def _reserve(
-        self, guest: GuestSpec, pin: str | None, excluded: frozenset[str], first: int,
-        places: dict[str, tuple[HostAccount, GuestSpec]],
-    ) -> str | None:  # fmt: skip
-        number = self._found(guest, pin, excluded, first)
-        if number is None:
-            return None
+    def _reserve(self, number: int, guest: GuestSpec, places: dict[str, Place]) -> str:
         account = self.accounts[number]
-        self._charge(account, guest, 1)
-        places[guest.name] = (account, guest)
+        account.charge(guest, 1)
+        self._changed[account.name] = None
+        places[guest.name] = account, guest
         return account.name
 
     def close(self, host: str) -> None:
         """Give no place on a host any more to a VM that does not name it."""
         self._closed |= {host}
 
-    def _found(self, guest: GuestSpec, pin: str | None, excluded: frozenset[str], first: int) -> int | None:
-        """The host that is named, if it takes the VM, or else the first from ``first`` on and round."""
+    def _found(
+        self, guest: GuestSpec, pin: str | None, excluded: frozenset[str], first: int, but: HostAccount | None
+    ) -> int | None:
+        """The host that is named, if it takes the VM, or else the first from ``first`` on and round, but for one."""
         if pin is not None:
             number = self._numbers.get(pin)
             free = number is not None and pin not in excluded and self.accounts[number].takes(guest)
             return number if free else None
-        excluded = excluded | self._closed if self._closed else excluded
-        found = self._index.first(guest, first, len(self.accounts), excluded)
-        return self._index.first(guest, 0, first, excluded) if found is None and first else found
+        if self._closed:
+            excluded = excluded | self._closed
+        found = self._index.first(guest, first, len(self.accounts), excluded, but)
+        return self._index.first(guest, 0, first, excluded, but) if found is None and first else found
 
     def settle(self, name: str, *, moved: bool) -> None:
         """A migration is over: the VM lives in its second place now, or that is given back."""
-        account, guest = self._kept.pop(name)
+        place = self._kept.pop(name)
         if moved:
-            (account, _), self._placed[name] = self._placed[name], (account, guest)
-        self._charge(account, guest, -1)
-
-    def _charge(self, account: HostAccount, guest: GuestSpec, sign: int) -> None:
-        """Take or give back a VM's share of a host, which the index is to look at anew."""
-        account.charge(guest, sign)
+            place, self._placed[name] = self._placed[name], place
+        account, guest = place
+        account.charge(guest, -1)
         self._changed[account.name] = None
+
+    def place_of(self, name: str) -> Place | None:
+        """A VM's place, None for one that has none."""
+        return self._placed.get(name)
 
     def host_of(self, name: str) -> str | None:
         """Where a VM is, None if nowhere."""
-        account, _ = self._placed.get(name, (None, None))
-        return None if account is None else account.name
+        place = self._placed.get(name)
+        return None if place is None else place[0].name
 
     def places(self) -> dict[str, str]:
         """Every VM that has a place, and its host: as it is now, whatever becomes of it."""
@@ -212,8 +217,10 @@ class FirstFit:
 
     def release(self, name: str) -> str | None:
         """Give a VM's share back; the host it was on, None if it was nowhere."""
-        account, guest = self._placed.pop(name, (None, None))
-        if account is None or guest is None:
+        place = self._placed.pop(name, None)
+        if place is None:
             return None
-        self._charge(account, guest, -1)
+        account, guest = place
+        account.charge(guest, -1)
+        self._changed[account.name] = None
         return account.name

@@ -278,9 +278,10 @@ class Precopy:
         """How long the dirty log takes between two rounds."""
         return round(self._settings.round_ns_per_gib * self.memory_bytes / _GIB)
 
-    def begin(self, now_ns: int, zero_bytes: int = 0) -> None:
-        """The present round's bytes start to move; so many of them are pages of zeros, which hardly move at all."""
+    def begin(self, now_ns: int, zero_bytes: int = 0) -> int:
+        """The present round's bytes start to move: how many; pages of zeros among them hardly move at all."""
         self._began_ns, self._zero_bytes = now_ns, zero_bytes
+        return self._size_bytes
 
     def restate(self, pools: Sequence[Pool], now_ns: int) -> None:
         """The guest writes otherwise from now on, into as many pools; what it has written stays written."""

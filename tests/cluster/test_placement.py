@@ -64,9 +64,9 @@ def test_a_host_without_the_generation_is_passed_over() -> None:
     assert fit.place(guest("vm", Generation.SEV_SNP)) == "new"
 
 
-def test_the_search_for_a_second_place_begins_where_it_is_told_to_and_goes_round() -> None:
-    fit = FirstFit((account("a"), account("b"), account("full", free_bytes=0), account("d", free_bytes=0)))
-    fit.place(guest("vm"), pin="a")
+def test_the_search_for_a_second_place_begins_where_it_is_told_to_and_goes_round_and_past_the_vm_s_own_host() -> None:
+    fit = FirstFit((account("a"), account("b"), account("full", free_bytes=0), account("home")))
+    fit.place(guest("vm"), pin="home")
     assert fit.keep("vm", None, frozenset({"a"}), first=1) == "b"
     fit.settle("vm", moved=False)
     assert fit.keep("vm", None, frozenset(), first=2) == "a"
