@@ -3,8 +3,9 @@
 Two agents, one on each host, show each other an attestation report with a key of X25519 in it. Who shows no report of
 a chip that AMD certified, with this agent's own measurement, under firmware that is not below its own, is given
 nothing. A guest may come from older firmware, down to the floor that both agents were launched with: their HOST_DATA,
-which their reports show. What they exchange then is sealed for that peer and that guest: the hypervisors carry it, and
-read nothing.
+which their reports show. Whoever has the keys of old firmware may make a guest up, but none that was launched by newer:
+an agent takes in no launch above the TCB that its peer's chip has proved. What they exchange is sealed for that peer
+and that guest: the hypervisors carry it, and read nothing.
 
 An agent tells a guest that moves itself while it runs (``node.migration_handler``) whose image it may believe, and
 hands over that guest's identity alone: EXPORT of a guest that runs on, and ABSORB into the image that came up with the
@@ -48,7 +49,7 @@ from node.agent_messages import (
 )
 from node.operations import GuestOperation
 from psp.byte_layout import ByteLayout
-from psp.exported_context import EXPORTED_BYTES, EXPORTED_VERSION, ExportedContext
+from psp.exported_context import EXPORTED_BYTES, EXPORTED_VERSION, ExportedContext, launched_at_most
 from psp.guest_message import MessageType
 from psp.migration_messages import EXPORT_IMI_EN, ExportRequest, ExportResponse, ImportRequest, StatusResponse
 from psp.status import Status
@@ -71,7 +72,8 @@ class MigrationAgent:
     ``verifies_peer`` and ``keeps_ledger`` are what the attack matrix turns off and on (rows 55 and 58). Without a
     ledger an agent can take a guest back whose move failed, on its hypervisor's word alone, which may be a lie: there
     are two then. With one it takes nothing in twice and keeps no copy of what it has given away: a guest is never
-    doubled, and one whose move fails after EXPORT is lost unless its peer sends it back.
+    doubled, and one whose move fails after EXPORT is lost unless its peer sends it back. ``bounds_launch`` off takes a
+    peer's word for the firmware that launched a guest, however old its own is.
     """
 
     secrets_gpa: int
@@ -79,6 +81,7 @@ class MigrationAgent:
     now: int
     verifies_peer: bool = True
     keeps_ledger: bool = False
+    bounds_launch: bool = True
     _private: X25519PrivateKey | None = field(default=None, repr=False)
     _own: Report | None = field(default=None, repr=False)
     _peers: dict[str, bytes] = field(default_factory=dict, repr=False)
@@ -87,6 +90,8 @@ class MigrationAgent:
     """Contexts that were exported and may have to come back: the move may fail."""
     _peer_ids: dict[str, bytes] = field(default_factory=dict, repr=False)
     """Its report id."""
+    _peer_tcbs: dict[str, bytes] = field(default_factory=dict, repr=False)
+    """What its report says is reported: of which the key is that signed it, and so is all that it can prove."""
     _senders: set[str] = field(default_factory=set, repr=False)
     """Guests whose peer was looked at as one that they come from: it may be of older firmware, and is given nothing."""
     _imported: set[bytes] = field(default_factory=set, repr=False)
@@ -110,6 +115,7 @@ class MigrationAgent:
                 self._kept.pop(vm, None)
                 self._peers.pop(vm, None)
                 self._peer_ids.pop(vm, None)
+                self._peer_tcbs.pop(vm, None)
                 self._senders.discard(vm)
                 return None
         raise AgentRefusal("no such order")
@@ -136,6 +142,7 @@ class MigrationAgent:
             yield from self._hello()
         assert self._own is not None
         self._peer_ids.pop(vm, None)
+        self._peer_tcbs.pop(vm, None)
         if self.verifies_peer:
             own = self._own
             # Who has another floor may have taken guests in that this one would not.
@@ -145,7 +152,8 @@ class MigrationAgent:
                 min_tcb=lowest | present, min_launch_tcb=lowest,
             )  # fmt: skip
             believe(hello, expected, self.now, self.roots)
-            self._peer_ids[vm] = parse_report(hello.report, Trail()).report_id
+            report = parse_report(hello.report, Trail())
+            self._peer_ids[vm], self._peer_tcbs[vm] = report.report_id, report.reported_tcb
         self._peers[vm] = hello.public_key
         (self._senders.add if low else self._senders.discard)(vm)
         return None
@@ -187,6 +195,8 @@ class MigrationAgent:
             raise AgentRefusal("what came is not sealed by the peer for this guest") from None
         if self.keeps_ledger and name in self._imported:
             raise AgentRefusal("this context was taken in already")
+        if self.bounds_launch and vm in self._peer_tcbs:
+            blob = launched_at_most(blob, self._peer_tcbs[vm])
         yield from self._taken_in(gctx, blob, how)
         self._imported.add(name)
         return None

@@ -22,13 +22,22 @@ from psp.guest_context import (
     GuestContext,
 )
 from psp.id_block import IdBlock
+from psp.tcb_version import TCB_BYTES
 
 EXPORTED_BYTES = 0x300
 EXPORTED_VERSION = 2
 HAS_AUTHOR_KEY, HAS_ID_BLOCK, HAS_NO_VCEK = 1 << 0, 1 << 1, 1 << 2
 KNOWN_FLAGS = HAS_AUTHOR_KEY | HAS_ID_BLOCK | HAS_NO_VCEK
 MDATA_BYTES = 64
+_LAUNCH_TCB = 0x2B0
 _NO_DIGEST = bytes(DIGEST_BYTES)
+
+
+def launched_at_most(exported: bytes, tcb: bytes) -> bytes:
+    """An exported context that claims no component of its launch's TCB above ``tcb``; all else as it is."""
+    end = _LAUNCH_TCB + TCB_BYTES
+    lower = bytes(map(min, exported[_LAUNCH_TCB:end], tcb))
+    return exported[:_LAUNCH_TCB] + lower + exported[end:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,7 @@ class ExportedContext(ByteLayout):
     oek_iv_count: int = at(0x238, 8)
     id_block: bytes = at(0x240, IdBlock.SIZE, bytes(IdBlock.SIZE))
     gosvw: bytes = at(0x2A0, 16, bytes(16))
-    launch_tcb: int = at(0x2B0, 8)
+    launch_tcb: int = at(_LAUNCH_TCB, TCB_BYTES)
     launch_mitigations: int = at(0x2B8, 8)
 
     @classmethod

@@ -74,7 +74,8 @@ class RelyingParameters:
     min_tcb: str = text("", 128)
     """The lowest TCB, as ``bootloader=3,snp=8,microcode=115``; with ``migration_agent`` that of the launch as well."""
     pinned_tcb: str = text("", 128)
-    """Levels that must be those reported, written the same way: no other firmware is taken, newer or older."""
+    """Levels that must be those reported, written the same way: no other firmware is taken, newer or older; with
+    ``migration_agent`` none is taken that launched a guest under a lower one."""
     vmpl: int = whole(0, 0, 3)
     """Whose reports it takes: above an SVSM a guest's kernel is at 2."""
     migration_agent: str = text("", 96)
@@ -84,8 +85,9 @@ class RelyingParameters:
     all firmware that a guest has been under is honest. Empty: a guest that may be moved is refused."""
     migration_agent_floor: str = text("", 128)
     """The floor that those agents must have for the firmware that guests come from, as their hosts say it, written as
-    ``min_tcb`` and not below that. Empty: agents with any floor, and with none, are believed, which take guests in that
-    forged firmware made up under a TCB below ``min_tcb``, and what those say of their launch is made up as well."""
+    ``min_tcb`` and not below that. Empty: agents with any floor, and with none, are believed. Those take guests in from
+    forged firmware too, and let them claim no launch above the TCB that it was forged under: what ``min_tcb`` and
+    ``pinned_tcb`` demand they do not reach."""
     crl_demanded: int = whole(1, 0, 1)
     """1: certificates come with the list of those revoked, which a host could keep to itself otherwise."""
     roots: str = text("", 512)
@@ -131,12 +133,13 @@ class RelyingParameters:
         """What it expects of every guest."""
         agents, lowest, agents_lowest = self.agents, _levels(self.min_tcb), _levels(self.migration_agent_floor)
         floor = None if agents_lowest is None else floor_data(agents_lowest)
+        pinned = _levels(self.pinned_tcb)
         any_guest = Expectations(
             min_tcb=lowest,
             # Who may be moved may have come from elsewhere. No agent sends a guest to older firmware, so that where it
             # was launched is the oldest that it has seen.
-            min_launch_tcb=None if agents is None else lowest,
-            pinned_tcb=_levels(self.pinned_tcb),
+            min_launch_tcb=None if agents is None else _higher(lowest or {}, pinned or {}) or None,
+            pinned_tcb=pinned,
             crl_demanded=bool(self.crl_demanded),
         )
         return replace(
@@ -399,6 +402,11 @@ def _levels(words: str) -> Mapping[str, int] | None:
     """A TCB's levels by component; 256 for what is none."""
     pairs = _pairs(words)
     return {name: int(level) if _is_level(level) else 256 for name, level in pairs} if pairs else None
+
+
+def _higher(one: Mapping[str, int], other: Mapping[str, int]) -> Mapping[str, int]:
+    """Of each component the higher of two levels."""
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in {**one, **other}}
 
 
 def _pairs(words: str) -> list[tuple[str, str]]:

@@ -4,7 +4,12 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from test_agent_transfer import QUICK, UNITS, WITH_AGENT, hosts, move, older, started
+import test_handler_with_agent as handler
+from test_agent_transfer import QUICK, UNITS, WITH_AGENT, agree, hosts, move, older, started
+from test_departures_and_arrivals import stopped
+from test_handler_transfer import IN_THE_MIDDLE
+from test_handler_transfer import QUICK as HANDLERS
+from test_sealed_transfer import laid
 from toy_guests import SECOND, make_host, run
 
 from cluster.agent_certificates import agent_certified, own_chain
@@ -24,6 +29,9 @@ from psp.verifier.reasons import Trail
 from psp.verifier.report import parse_report
 from workloads.parameters import WorkloadParameterError
 from workloads.relying_party import RelyingParameters
+
+_LAUNCH_TCB = slice(0x1F0, 0x1F8)
+"""In a report."""
 
 
 def evidence_of(host, name):
@@ -60,6 +68,59 @@ def test_a_guest_that_was_launched_under_firmware_too_old_is_not_believed_where_
     assert believed(new, party(new)).report.report_id_ma != bytes([0xFF]) * 32
     with pytest.raises(Rejected, match="LAUNCH_TCB_LOW"):
         believed(old, party(new))
+
+
+def make_up(host, name, **claims):
+    """Whoever has the keys of a chip under some firmware is that firmware, and says of a guest whatever he likes."""
+    pages, gctx = host.board.psp.snp.guests.pages, host.hypervisor.launched(name).gctx
+    pages.write(gctx, replace(pages.read(gctx), **claims))
+
+
+@pytest.mark.parametrize("demand", ["min_tcb", "pinned_tcb"])
+@pytest.mark.parametrize("bounds", [True, False])
+def test_forged_old_firmware_gives_no_guest_a_launch_under_newer_where_agents_have_no_floor(bounds, demand):
+    here, _ = hosts()
+    before = make_host(name="before", platform=older(here), costs=QUICK)
+    started(before, "vm", "ledger", units=UNITS)
+    run(before, 2_000_000)
+    make_up(before, "vm", launch_tcb=here.board.psp.firmware.current.tcb)
+    if not bounds:
+        here.tasks.at_once(greet(here.hypervisor))
+        here.board.agents.agents[AGENT].bounds_launch = False
+    move(before, here, "vm")
+    shown = evidence_of(here, "vm")
+    wants = party(shown)
+    wants = RelyingParameters(migration_agent="laboratory", **{demand: wants.min_tcb})
+    if bounds:
+        with pytest.raises(Rejected, match="LAUNCH_TCB_LOW"):
+            believed(shown, wants)
+        # What it says of the rest is no better than the old firmware that says it.
+        assert shown.report[_LAUNCH_TCB] == before.board.psp.firmware.current.tcb.to_bytes(8, "little")
+    else:
+        assert believed(shown, wants).report.report_id_ma != bytes([0xFF]) * 32
+
+
+def test_nor_does_it_to_one_that_its_handler_moves():
+    here = make_host(name="here", platform=WITH_AGENT, costs=HANDLERS)
+    before = make_host(name="before", platform=older(here), costs=HANDLERS)
+    handler.begun(before)
+    run(before, IN_THE_MIDDLE)
+    handler.agree(before, here)
+    make_up(before, "vm", launch_tcb=here.board.psp.firmware.current.tcb)
+    assert laid(here, "vm", stopped(before, "vm")) is None
+    assert handler.context(here).launch_tcb == before.board.psp.firmware.current.tcb
+
+
+def test_a_guest_that_stays_after_all_keeps_the_launch_that_it_had():
+    here, there = hosts()
+    started(here, "vm", "ledger", units=UNITS)
+    run(here, 2_000_000)
+    tcb = here.board.psp.firmware.current.tcb
+    agree(here, there, "vm")
+    stopped(here, "vm")
+    here.departures.cancel("vm")
+    run(here, here.now_ns + SECOND)
+    assert evidence_of(here, "vm").report[_LAUNCH_TCB] == tcb.to_bytes(8, "little")
 
 
 @pytest.mark.parametrize(

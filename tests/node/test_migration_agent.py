@@ -24,7 +24,7 @@ def served(one, *order):
 
 
 def remembered(one):
-    return [one._peers, one._kept, one._peer_ids, one._senders]
+    return [one._peers, one._kept, one._peer_ids, one._peer_tcbs, one._senders]
 
 
 @pytest.mark.parametrize("comes", [False, True])
