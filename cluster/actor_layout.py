@@ -7,6 +7,7 @@ back to the coordinator every second, so that progress and Ctrl-C live.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from cluster.layout import (
     LayoutError,
     Rows,
     RowsByEntity,
-    StartStoppedError,
+    StoppedError,
     WorkerLostError,
     merged_reports,
     merged_rows,
@@ -76,6 +77,9 @@ class ActorLayout:
         self._memory_bytes: dict[str, int] = {}
         self._gauges: dict[str, dict[str, float]] = {}
         self._cluster_losses = 0
+        self._should_stop: ShouldStop | None = None
+        self._started = False
+        """Whether nobody else asks whether to stop, before a worker that is lost is replaced."""
         self._advice: WorkerAdvice | None = None
         self._waits: list[str] = []
         self._news: list[tuple[float, str]] = []
@@ -88,13 +92,13 @@ class ActorLayout:
         self, factory: EntityFactory, specs: Sequence[tuple[str, bytes]], should_stop: ShouldStop | None = None
     ) -> None:
         """Start or join Ray if it is not up, and build the entities, dealt out in turn."""
-        cluster = self._cluster
+        cluster, self._should_stop, self._started = self._cluster, should_stop, False
         if cluster.address is not None:
-            self._start_cluster(0, should_stop)
+            self._start_cluster(0)
         self.workers = self.rule(len(specs), cluster.cpus)
         if cluster.address is None:
             check_room(self.workers - len(self._seats))
-            self._start_cluster(min(self.workers, cores()), should_stop)
+            self._start_cluster(min(self.workers, cores()))
         while len(self._seats) < self.workers:
             self._seats.append(Seat(cluster, self._patience_s))
         self._advice = WorkerAdvice(self.workers, len(specs), cluster.cpus, self._loads)
@@ -105,16 +109,24 @@ class ActorLayout:
             needed = number < self.workers
             seat.assign(names[number] if needed else "", factory, specs[number :: self.workers] if needed else ())
         self._catch_up(self._seats, should_stop)
+        self._started = True
         cluster.remember_processes()
 
-    def _start_cluster(self, cpus: int, should_stop: ShouldStop | None = None) -> None:
+    def _stopped(self) -> StoppedError | None:
+        """What to raise now that somebody is lost, where an end is asked for."""
+        if self._should_stop is None or (reason := self._should_stop()) is None:
+            return None
+        self._cluster.distrust()
+        return StoppedError(reason)
+
+    def _start_cluster(self, cpus: int) -> None:
         if not self._cluster.running:
             try:
                 self._cluster.start(cpus)
             except ClusterLostError as error:
-                if should_stop is None or (reason := should_stop()) is None:
+                if (stopped := self._stopped()) is None:
                     raise
-                raise StartStoppedError(reason) from error
+                raise stopped from error
             self.startup_s += self._cluster.startup_s
             if self._cluster.lost_at_start:
                 self._news.append((time.monotonic(), f"{self._cluster.lost_at_start}; another Ray was started"))
@@ -127,7 +139,7 @@ class ActorLayout:
         """Go on until these seats have done what they were told. What they say is of no use to anybody any more."""
         while any(seat.step is not Step.READY for seat in seats):
             if should_stop is not None and (reason := should_stop()) is not None:
-                raise StartStoppedError(reason)
+                raise StoppedError(reason)
             self._work([seat for seat in seats if seat.step is not Step.READY])
 
     def _work(self, seats: Sequence[Seat]) -> tuple[list[Message], int]:
@@ -140,6 +152,7 @@ class ActorLayout:
         said: list[Message] = []
         events = 0
         gone: ClusterLostError | None = None
+        stopped: StoppedError | None = None
         self._waits = []
         for seat, outcome in zip(seats, outcomes, strict=True):
             works = seat.step in _WORKS
@@ -149,6 +162,8 @@ class ActorLayout:
                     continue
                 said += seat.take(_answer(outcome))
             except WorkerLostError as error:
+                if self._started and (stopped := stopped or self._stopped()) is not None:
+                    continue
                 try:
                     seat.lose(str(error))
                 except ClusterLostError as lost:
@@ -160,12 +175,16 @@ class ActorLayout:
                 gone = error  # Found out when a worker was asked for a sign of life; what others said counts.
                 continue
             events += seat.report.events if works else 0
+        if stopped is not None:
+            raise stopped
         if gone is not None:
             self._start_again(gone)
         return said, events
 
     def _start_again(self, error: ClusterLostError) -> None:
         """Ray itself went away: start another, if it is ours and this does not happen again and again."""
+        if (stopped := self._stopped()) is not None:
+            raise stopped from error
         self._cluster_losses += 1
         untold = next((seat.untold for seat in self._working if seat.untold), "")
         if self._cluster.address is not None or self._cluster_losses > MOST_LOSSES or untold:
@@ -225,10 +244,11 @@ class ActorLayout:
         return merged_rows({name: rows for seat in self._working for name, rows in collected[seat].items()})
 
     def salvage(self, end_ns: int) -> Rows:
-        """Rows of the workers that are still there, after a WorkerLostError."""
-        there = [seat for seat in self._working if seat.step is Step.READY]
-        outcomes = self._quick([seat.actor.call("collect", end_ns) for seat in there], SALVAGE_S)
-        return merged_rows({name: rows for answer in outcomes for name, rows in answer.items()})
+        """Rows of the workers that are still there, or gave them before, after a WorkerLostError or a StoppedError."""
+        given = [seat.rows for seat in self._working if seat.rows is not None]
+        there = [seat for seat in self._working if seat.step is Step.READY and seat.rows is None]
+        given += self._quick([seat.actor.call("collect", end_ns) for seat in there], SALVAGE_S)
+        return merged_rows({name: rows for answer in given for name, rows in answer.items()})
 
     def gauges(self) -> dict[str, dict[str, float]]:
         """Live figures; of workers that are busy, or being replaced, those that they gave last."""
@@ -249,11 +269,11 @@ class ActorLayout:
         return held
 
     def _quick(self, calls: Sequence[Call], timeout_s: float) -> list[Any]:
-        """Answers that come in time; the next window finds out who is lost."""
-        try:
-            outcomes = self._cluster.settled(calls, timeout_s) if calls else []
-        except ClusterLostError:
-            return []
+        """Answers that come in time, as long as Ray lives; the next window finds out who is lost."""
+        deadline_s, outcomes = time.monotonic() + timeout_s, [Missing.WAITING] * len(calls)
+        with contextlib.suppress(ClusterLostError):
+            while Missing.WAITING in outcomes and (left_s := deadline_s - time.monotonic()) > 0:
+                outcomes = self._cluster.settled(calls, min(LOOK_S, left_s))
         return [outcome for outcome in outcomes if not isinstance(outcome, (Missing, Raised))]
 
     @property

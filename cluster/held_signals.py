@@ -59,21 +59,28 @@ class HeldSignals:
 def unheard() -> Iterator[None]:
     """SIGTERM and SIGHUP arrive after the block, below Python too; threads that are started in it never hear them.
 
-    Processes that are forked in it hear SIGTERM: they do not end with the terminal, but when somebody ends them.
+    Processes that are forked in it by Python code are on their own: each is a group, so that it does not end with the
+    terminal, nor as this one's group is told to, but it hears SIGTERM, and ends when somebody ends it.
     """
-    _forked_children_hear()
+    _part_from_children()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
-    _children_hear.update({signal.SIGTERM} - before)
+    _heard_by_children.append({signal.SIGTERM} - before)
     try:
         yield
     finally:
-        _children_hear.clear()
+        _heard_by_children.pop()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_children_hear: set[int] = set()
+_heard_by_children: list[set[signal.Signals]] = []
+"""One entry for each block that we are in."""
 
 
 @cache
-def _forked_children_hear() -> None:
-    os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _children_hear))
+def _part_from_children() -> None:
+    def in_child() -> None:
+        for heard in _heard_by_children:
+            os.setpgid(0, 0)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
+
+    os.register_at_fork(after_in_child=in_child)

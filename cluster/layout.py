@@ -26,8 +26,8 @@ class WorkerLostError(ToolError):
     """A worker went away, and could not be replaced or is not to be; the message names it."""
 
 
-class StartStoppedError(ToolError):
-    """Whoever was asked wanted an end before all entities were built; the message is the reason."""
+class StoppedError(ToolError):
+    """Whoever was asked wanted an end before all entities were built, or as workers were lost; the message says why."""
 
 
 class Layout(Protocol):
@@ -55,7 +55,8 @@ class Layout(Protocol):
     ) -> None:
         """Build entities from (name, specification); earlier ones are gone.
 
-        Raises StartStoppedError where ``should_stop``, asked about once a second, has a reason.
+        Raises StoppedError where ``should_stop``, asked about once a second, has a reason. Later it is asked where a
+        worker is lost: who tells this process to end may have told its workers too, who are no loss to be made good.
         """
 
     def report(self) -> ShardReport:
@@ -65,13 +66,16 @@ class Layout(Protocol):
         """All entities, where they are in this process, for whoever has them go on; None where calls go elsewhere."""
 
     def advance(self, horizon_ns: int, mail: Mapping[str, tuple[Message, ...]], event_budget: int) -> ShardReport:
-        """Take all entities towards the horizon; raises WorkerLostError where workers are lost again and again."""
+        """Take all entities towards the horizon.
+
+        Raises WorkerLostError where workers are lost again and again, StoppedError where one is as an end is asked for.
+        """
 
     def collect(self, end_ns: int) -> Rows:
         """Close the books; rows by table, entities in the order of their names."""
 
     def salvage(self, end_ns: int) -> Rows:
-        """Rows of what is still there after a WorkerLostError."""
+        """Rows of what is still there after a WorkerLostError or a StoppedError."""
 
     def gauges(self) -> dict[str, dict[str, float]]:
         """Live figures by entity."""

@@ -65,6 +65,7 @@ LEAVE_S = 5.0
 ARRIVE_S = 120.0
 """How long workers may take to answer for the first time, after the one before: each starts a Python that loads Ray."""
 _NOT_STARTED = "sevfleet: Ray did not start:"
+_TOLD = "sevfleet: stopped by SIGTERM (before anything began)"
 _ENDED_BY_RAY = "this process was ended; Ray does so where it loses its own processes on this machine"
 _TALKATIVE = ("print_to_stdstream", "listen_error_messages")
 """Functions of Ray's client that print: what processes say, and a stack when the head's server is gone."""
@@ -288,8 +289,8 @@ class RayCluster(Actors):
         """Functions of Ray's that are silent meanwhile."""
         self._processes: frozenset[Process] = frozenset()
         self._looked_s = 0.0
-        self._headless = False
-        """Whether the head of the cluster that we joined was found to be out of reach."""
+        self._unsure = False
+        """Whether Ray may be going: the head of the cluster that we joined is out of reach, or it was told to end."""
         self._daemons = RayDaemons()
 
     def __enter__(self) -> Self:
@@ -399,8 +400,10 @@ class RayCluster(Actors):
             # As Ray would within a minute: this process waits below Python for one that is gone.
             end_of(self._processes | family(pid for pid, _ in self._processes), 0)
             self._remove_folders()
-            words.change(f"{_NOT_STARTED} its process {ended}")
-            os._exit(1)
+            # Whoever told Ray's process to end may have told this one, too, which does not hear it there.
+            told = signal.SIGTERM in signal.sigpending()
+            words.change(_TOLD if told else f"{_NOT_STARTED} its process {ended}")
+            os._exit(128 + signal.SIGTERM if told else 1)
 
         watch = DaemonWatch(give_up)
         with words, bare(self._ray), watchable(self._ray, note), watch:
@@ -478,7 +481,7 @@ class RayCluster(Actors):
 
     def _check_head(self) -> None:
         if self.address is not None and not still_answers(self.address):
-            self._headless = True
+            self._unsure = True
             raise ClusterLostError(f"{self.address}: the cluster's head gives no answer any more")
 
     def _end_elsewhere(self, place: Whereabouts) -> None:
@@ -509,9 +512,13 @@ class RayCluster(Actors):
         if self.address is not None and not self._ray.is_initialized():
             raise ClusterLostError(f"{self.address}: the cluster closed the connection")
 
+    def distrust(self) -> None:
+        """Ask Ray for nothing any more that it waits for: who told this process to end may have told Ray's as well."""
+        self._unsure = True
+
     def _is_well(self) -> bool:
         """Whether our Ray may be asked to end something: without a daemon it waits, and ends us after a minute."""
-        return self._daemons.are_well() and not self._headless
+        return self._daemons.are_well() and not self._unsure
 
     def close(self) -> None:
         """End our actors, and our Ray if it is ours; wait for every process of it, and take its files away."""
@@ -540,6 +547,7 @@ class RayCluster(Actors):
             setattr(self._ray._private.worker, name, function)  # noqa: SLF001
         self._actors, self._places, self._kinds = {}, {}, {}
         self._losses.clear()
+        self._unsure = False
         self._processes, self._ray, self._daemons = frozenset(), None, RayDaemons()
 
 

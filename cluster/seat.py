@@ -99,7 +99,7 @@ class Seat:
         self._replay, self._window, self._said = iter(()), (0, {}), {}
         self._events = self._counted = 0
         self._losses_in_a_row, self._lost_in_ns, self._lost_at_ns, self._calm = 0, -1, -1, 0
-        self._wait = None
+        self._wait, self.rows = None, None
         self.step = Step.ARRIVE if self._actor is None else Step.START
 
     def tell(self, horizon_ns: int, mail: Mail, event_budget: int) -> None:

@@ -16,7 +16,7 @@ from cluster.event_table import event_table
 from cluster.firmware_key import firmware_image
 from cluster.fleet import Changes, Fleet, build_fleet
 from cluster.host_entity import ENDED, MACHINES, build_host
-from cluster.layout import Layout, Row, Rows, StartStoppedError, WorkerLostError
+from cluster.layout import Layout, Row, Rows, StoppedError, WorkerLostError
 from cluster.layouts import LAYOUTS
 from cluster.migration import Outcome
 from cluster.migration_figures import MoveBooks
@@ -65,14 +65,13 @@ class Session:
         if on_progress is not None:
             on_progress(starts)
         self._layout.expect(fleet.vms_at_once)
+        asked = _Asked(self._layout, starts, on_progress, should_stop)
         try:
-            self._layout.start(
-                build_host, [(order.spec.name, order.pack()) for order in fleet.orders],
-                _telling_troubles(self._layout, starts, on_progress, should_stop),
-            )  # fmt: skip
-        except StartStoppedError as stopped:
+            self._layout.start(build_host, [(order.spec.name, order.pack()) for order in fleet.orders], asked)
+        except StoppedError as stopped:
             nothing = CoordinatorResult(0, 0, 0, 0, 0, str(stopped))
             return self._results(scenario, fleet, nothing, {}, started, NO_LOG)
+        asked.starts = None
         show = None if on_progress is None else _Shown(self._layout, scenario.duration, on_progress, fleet.control)
         coordinator = Coordinator(
             self._layout, fleet.control, scenario.lookahead,
@@ -86,6 +85,9 @@ class Session:
             outcome = coordinator.result(str(error))
             left = self._layout.salvage(outcome.reached_ns)
             raise RunFailedError(str(error), self._results(scenario, fleet, outcome, left, started, NO_LOG)) from error
+        except StoppedError as stopped:
+            outcome = coordinator.result(str(stopped))
+            tables, log = self._layout.salvage(outcome.reached_ns), NO_LOG
         return self._results(scenario, fleet, outcome, tables, started, log)
 
     def _results(
@@ -129,21 +131,26 @@ class Session:
         }
 
 
-def _telling_troubles(
-    layout: Layout, starts: Progress, tell: OnProgress | None, should_stop: ShouldStop | None
-) -> ShouldStop:
-    """Whoever asks whether to stop, which a layout does about once a second, lets it be known what is wrong by then."""
-    told = starts.troubles
+class _Asked:
+    """Asked whether to stop, about once a second while a layout starts, it lets it be known what is wrong by then."""
 
-    def asked() -> str | None:
-        nonlocal told
-        troubles = tuple(layout.notes)
-        if tell is not None and (troubles or told):
-            tell(replace(starts, troubles=troubles))
-        told = troubles
-        return None if should_stop is None else should_stop()
+    def __init__(
+        self, layout: Layout, starts: Progress, tell: OnProgress | None, should_stop: ShouldStop | None
+    ) -> None:
+        self.starts: Progress | None = starts
+        """What is told while it starts; None afterwards."""
+        self._layout = layout
+        self._told = starts.troubles
+        self._tell = tell
+        self._should_stop = should_stop
 
-    return asked
+    def __call__(self) -> str | None:
+        if self.starts is not None:
+            troubles = tuple(self._layout.notes)
+            if self._tell is not None and (troubles or self._told):
+                self._tell(replace(self.starts, troubles=troubles))
+            self._told = troubles
+        return None if self._should_stop is None else self._should_stop()
 
 
 class _Shown:

@@ -78,6 +78,9 @@ class PretendedCluster:
         assert papers is None
         self.arrived_s = seat.time.monotonic()  # by the clock that a test may have put there
 
+    def distrust(self) -> None:
+        pass
+
     def remember_processes(self) -> None:
         pass
 

@@ -17,7 +17,7 @@ from cluster.cli import main
 from cluster.entity_trace import EntityTrace, TraceError, entity_trace
 from cluster.event_lines import event_lines, seconds
 from cluster.inline_layout import InlineLayout
-from cluster.layout import StartStoppedError
+from cluster.layout import StoppedError
 from cluster.results import Results, ResultsError
 from cluster.scenario import Scenario, ScenarioError
 from cluster.simulation import run
@@ -223,7 +223,7 @@ def test_of_a_run_that_was_ended_before_anything_began_there_is_nothing_to_tell(
     entity: str, to_ns: int | None,
 ) -> None:  # fmt: skip
     def start(*_: object) -> None:
-        raise StartStoppedError("stopped with Ctrl-C")
+        raise StoppedError("stopped with Ctrl-C")
 
     with monkeypatch.context() as patched:
         patched.setattr(InlineLayout, "start", start)

@@ -71,7 +71,7 @@ def test_another_thread_may_use_it_too_and_handlers_stay() -> None:
     assert seen == [signal.getsignal(signal.SIGINT)]
 
 
-def test_what_is_unheard_arrives_after_the_block_and_children_hear_all_but_a_closed_terminal() -> None:
+def test_what_is_unheard_arrives_after_the_block_and_children_hear_what_is_said_to_them_alone() -> None:
     program = """if True:
         import os, signal, subprocess, sys
         from cluster.held_signals import unheard
@@ -82,10 +82,14 @@ def test_what_is_unheard_arrives_after_the_block_and_children_hear_all_but_a_clo
         with unheard():
             for number in (signal.SIGHUP, signal.SIGTERM):
                 os.kill(os.getpid(), number)
-            mask = "import signal; print('child', *map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())), flush=True)"
-            subprocess.run([sys.executable, "-c", mask], preexec_fn=lambda: None)
+            mask = "print('child', *map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())), flush=True)"
+            group = "print(os.getpgid(0) == os.getpid() != os.getsid(0))"
+            child = f"import os, signal; {mask}; {group}"
+            subprocess.run([sys.executable, "-c", child], preexec_fn=lambda: None)
+        subprocess.run([sys.executable, "-c", child], preexec_fn=lambda: None)
         print("end", *signal.pthread_sigmask(signal.SIG_BLOCK, ()))
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    first, *between, last = done.stdout.splitlines()
-    assert (first, sorted(between), last) == ("child 1", ["told 1", "told 15"], "end"), done.stderr
+    first, alone, *between, after, together, last = done.stdout.splitlines()
+    assert (first, alone, sorted(between)) == ("child 1", "True", ["told 1", "told 15"]), done.stderr
+    assert (after, together, last) == ("child", "False", "end"), done.stderr
