@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from node.disk import blocks_of
@@ -18,7 +19,7 @@ from node.guest import Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.guest_memory_map import memory_map
 from node.host_events import HostEvent
-from node.hypervisor_port import Entered, LaunchRefused
+from node.hypervisor_port import LaunchRefused
 from node.migration_frames import (
     DIGEST_BYTES,
     NO_SESSION,
@@ -30,8 +31,8 @@ from node.migration_frames import (
     page_digests,
     state_of,
 )
+from node.newcomer import Newcomer
 from node.page_swaps import with_metadata
-from node.sleeper import Sleeper, sleeps_left_ns
 from node.svsm_memory import laboratory_svsm
 from node.vcpu import VcpuState
 from node.vcpu_throttle import Throttle, slow_down
@@ -51,6 +52,8 @@ Shown = Callable[[str | None, bytes], None]
 _ARRIVING, _RUNNING, _PAUSED = GuestState.ARRIVING, GuestState.RUNNING, GuestState.PAUSED
 _PLAIN, _OUT, _CAME = Generation.PLAIN, VcpuState.PAUSED, HostEvent.ARRIVED
 """As in ``node.vcpu_runner``, lest each move looks them up in their enumerations."""
+_octets = itemgetter(1)
+"""Of a run of pages."""
 _LIVES = (_RUNNING, _PAUSED)
 
 
@@ -84,7 +87,7 @@ class Arrivals:
         self._laying: set[str] = set()
         self._next: dict[str, tuple[GuestSpec, Shown]] = {}
         """Places to keep as soon as an older one is given back."""
-        self._whole: dict[str, tuple[Entered, VmState, GuestBooks]] = {}
+        self._whole: dict[str, Newcomer] = {}
         self.settling: dict[str, Callable[[int], None]] = {}
         """Whom to tell what became of the devices of VMs that have come."""
 
@@ -191,7 +194,7 @@ class Arrivals:
             entered, back = result
             wrong = self._difference(state, back, digests)
             if wrong is None:
-                self._whole[name] = (entered, state, books)
+                self._whole[name] = Newcomer(host, guest, entered, state, books)
             is_through(wrong)
 
         def refused(why: LaunchRefused) -> None:
@@ -211,12 +214,20 @@ class Arrivals:
     def placed(self, name: str, areas: tuple[int, ...]) -> None:
         """Where a VM's save areas are, which nobody had asked for when it was laid down."""
         if name in self._whole:
-            entered, state, books = self._whole[name]
-            self._whole[name] = entered._replace(save_areas=areas), state, books
+            one = self._whole[name]
+            one.entered = one.entered._replace(save_areas=areas)
 
     def start(self, name: str) -> None:
         """Let a VM that is whole run."""
-        self._start(self._host.guests[name], *self._whole.pop(name))
+        host = self._host
+        guest, one = host.guests[name], self._whole.pop(name)
+        self._ready.discard(name)
+        host.chain.record_octets(host.clock.now_ns, _CAME, name.encode())
+        guest.state = _RUNNING
+        if not one.goes_on():
+            self._put_up(guest, one)
+        if host.clock.unsettled:
+            host.clock.settle()
 
     def await_devices(self, name: str, told: Callable[[int], None]) -> None:
         """Be told which devices a VM that has come trusts, a bit for each, when it has made of them what it can."""
@@ -294,7 +305,7 @@ class Arrivals:
         """Compare every page as it lies here now with the source's; what differs first, None if nothing."""
         if isinstance(digests, PageDigests):
             # The source's pages themselves are here: where all bytes are equal, so are all digests.
-            same = b"".join([data for _, data in digests.pages]) == back
+            same = b"".join(map(_octets, digests.pages)) == back
             digests = b"" if same else digests.made()
         else:
             same = page_digests([(0, back)]) == digests
@@ -310,27 +321,15 @@ class Arrivals:
         wrong = next(at for at in starts if found[at : at + DIGEST_BYTES] != digests[at : at + DIGEST_BYTES])
         return f"page {pages[wrong // DIGEST_BYTES]:#x}: expected the source's bytes, got others"
 
-    def _start(self, guest: Guest, entered: Entered, state: VmState, books: GuestBooks) -> None:
-        host = self._host
-        name = guest.spec.name
+    def _put_up(self, guest: Guest, one: Newcomer) -> None:
+        """Let a VM go on that has to be put up for that."""
+        vcpus = self._host.vcpus
         guest.state = _PAUSED
-        self._ready.discard(name)
-        host.chain.record_octets(host.clock.now_ns, _CAME, name.encode())
-        # A log names the demands also of VMs that have left.
-        puts_off = name in host.board.unlaid.vms and host.log.records is None
-        if puts_off and (left_ns := sleeps_left_ns(state)):
-            guest.state = _RUNNING
-            Sleeper(host, guest, entered, state, books, left_ns)
-            return
-        host.log.enter(name, books.chain)
-        host.put_up(guest, entered, state.reset_rips)
-        books.open(guest)
-        for vcpu, started in zip(guest.vcpus, state.started, strict=True):
+        one.put_up()
+        for vcpu, started in zip(guest.vcpus, one.state.started, strict=True):
             if started:
                 vcpu.state = _OUT  # Its registers are loaded when it goes on.
             else:
-                host.vcpus.load(vcpu)
+                vcpus.load(vcpu)
         guest.state = _RUNNING
-        host.vcpus.start_paused(guest)
-        if host.clock.unsettled:
-            host.clock.settle()
+        vcpus.start_paused(guest)

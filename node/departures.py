@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from node.contention import NEVER_NS
 from node.device_notice import Told
 from node.dirty_log import DirtyLog
-from node.dirty_rates import LONGEST_LOOK_NS, LOOK_NS, DirtyRates, Pool, Reads, pools_at_rest
+from node.dirty_rates import LONGEST_LOOK_NS, LOOK_NS, DirtyRates, Pool, Reads
 from node.event_log import ChainEnd
 from node.guest import GONE, Guest, GuestState
 from node.guest_books import GuestBooks
@@ -75,12 +75,65 @@ class _Departure:
     """Whether the guest knows that they are wanted."""
 
     rates: DirtyRates | None = None
-    """Of one that began to leave asleep none is measured before somebody asks."""
+    """None of one that slept when it began to leave, before somebody asks."""
 
     def __init__(self, guest: Guest, began_ns: int, restate: Callable[[tuple[Pool, ...]], None]) -> None:
         self.guest = guest
         self.began_ns = began_ns
         self.restate = restate
+
+
+class _Stop:
+    """A VM between its cores and whoever moves it, who hears what becomes of it."""
+
+    stopped_ns: int = -1
+
+    def __init__(
+        self, host: Host, departure: _Departure, since_ns: int, done: Callable[[Stopped | None], None],
+        failed: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._host = host
+        self._departure = departure
+        self._since_ns = since_ns
+        self._done = done
+        self._failed = failed
+
+    def parked(self) -> None:
+        """It stands still, or has powered itself off."""
+        host, guest = self._host, self._departure.guest
+        self.stopped_ns = host.clock.now_ns
+        if guest.state is not _PAUSED:
+            self._done(None)
+            return
+        if guest.spec.network and host.network.in_use(guest):
+            self._failed(MigrationRefusal.NETWORK_CARD)
+            return
+        if guest.newcomer is not None:
+            started = guest.newcomer.state.started
+        else:
+            started = tuple([vcpu.state is not _WAITING for vcpu in guest.vcpus])
+        if not host.unlaid_moves.export(guest, started, self._read, self._refused):
+            export = host.hypervisor.export(guest.spec.name, started, guest.boot_rips)
+            host.tasks.run(export, guest, self._read, self._refused, paid=True)
+
+    def _refused(self, refusal: LaunchRefused) -> None:
+        departure = self._departure
+        if self._host.departures.under_way.get(departure.guest.spec.name) is departure:
+            self._failed(str(refusal))
+
+    def _read(self, state: object) -> None:
+        host, departure = self._host, self._departure
+        guest, name = departure.guest, departure.guest.spec.name
+        if host.departures.under_way.get(name) is not departure:
+            return  # It was called off meanwhile and goes on.
+        assert isinstance(state, VmState)
+        assert guest.dirty_log is not None
+        if guest.network is not None:
+            host.network.settle(guest)
+        departure.chain = host.departures.chains[name] = guest.chain.leave(host.clock.now_ns)
+        written = guest.dirty_log.written_since(self._since_ns)
+        books, unsent = GuestBooks.of(guest, departure.chain), host.tasks.uncopied(name)
+        self._done(_new(Stopped, (state, books, written, self.stopped_ns, unsent)))
 
 
 class Departures:
@@ -111,9 +164,13 @@ class Departures:
         departure = self.under_way[name] = _Departure(guest, host.clock.now_ns, restate)
         guest.dirty_log = DirtyLog()
         guest.changed = lambda: self._changed(departure)
-        if guest.asleep is not None:
-            return pools_at_rest(guest.spec, guest.asleep)
-        departure.rates = DirtyRates(guest, host.contention, host.clock.now_ns)
+        newcomer, now_ns = guest.newcomer, host.clock.now_ns
+        if newcomer is None:
+            departure.rates = DirtyRates(guest.vcpus, guest.software.demands, host.contention, now_ns)
+        elif newcomer.vcpus:
+            departure.rates = DirtyRates(newcomer.vcpus, newcomer.demands, host.contention, now_ns)
+        else:
+            return newcomer.pools_at_rest
         return departure.rates.stated
 
     def ask_devices(self, name: str, within_ns: int, told: Callable[[str | None], None]) -> None:
@@ -214,47 +271,11 @@ class Departures:
         Where firmware will not send it ``failed`` is told why; it stands still until it is cancelled.
         """
         departure = self.under_way[name]
-        departure.stopping = True
         guest = departure.guest
+        departure.stopping = True
         guest.changed = guest.throttle = None
-
-        parked_ns = 0
-
-        def parked() -> None:
-            nonlocal parked_ns
-            parked_ns = self._host.clock.now_ns
-            if guest.state is not _PAUSED:
-                done(None)
-                return
-            if guest.spec.network and self._host.network.in_use(guest):
-                failed(MigrationRefusal.NETWORK_CARD)
-                return
-            if guest.asleep is not None:
-                started = guest.asleep.started
-            else:
-                started = tuple([vcpu.state is not _WAITING for vcpu in guest.vcpus])
-            if not self._host.unlaid_moves.export(guest, started, read, refused):
-                export = self._host.hypervisor.export(name, started, guest.boot_rips)
-                self._host.tasks.run(export, guest, read, refused, paid=True)
-
-        def refused(refusal: LaunchRefused) -> None:
-            if self.under_way.get(name) is departure:
-                failed(str(refusal))
-
-        def read(state: object) -> None:
-            if self.under_way.get(name) is not departure:
-                return  # It was called off meanwhile and goes on.
-            assert isinstance(state, VmState)
-            assert guest.dirty_log is not None
-            if guest.network is not None:
-                self._host.network.settle(guest)
-            departure.chain = self.chains[name] = guest.chain.leave(self._host.clock.now_ns)
-            written = guest.dirty_log.written_since(since_ns)
-            unsent = self._host.tasks.uncopied(name)
-            done(_new(Stopped, (state, GuestBooks.of(guest, departure.chain), written, parked_ns, unsent)))
-
         if guest.state is _RUNNING:
-            self._host.pause(name, parked)
+            self._host.pause(name, _Stop(self._host, departure, since_ns, done, failed).parked)
         else:
             done(None)
 
@@ -318,8 +339,8 @@ class Departures:
         guest = departure.guest
         guest.state = _DEPARTED
         # Its books and what they follow from are the next host's.
-        if guest.asleep is not None:
-            guest.asleep.leave()
+        if guest.newcomer is not None:
+            guest.newcomer.leave()
         else:
             host.vcpus.let_go(guest)
             guest.vcpus, guest.phase_costs, guest.lost_ns, guest.row_ns = [], {}, {}, {}
@@ -396,7 +417,9 @@ class Departures:
 
     def _rates(self, departure: _Departure) -> DirtyRates:
         if departure.rates is None:
-            departure.rates = DirtyRates(departure.guest, self._host.contention, departure.began_ns, slept=True)
+            guest, contention = departure.guest, self._host.contention
+            demands = guest.software.demands
+            departure.rates = DirtyRates(guest.vcpus, demands, contention, departure.began_ns, slept=True)
         return departure.rates
 
     def _changed(self, departure: _Departure) -> None:

@@ -8,18 +8,15 @@ changes it looks less and less often.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from node.contention import Contention
-from node.guest import Guest, GuestSpec
+from node.guest import Guest
 from node.identity_cache import IdentityCache
 from node.program import Demand
 from node.vcpu import Vcpu, VcpuState
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
-
-if TYPE_CHECKING:
-    from node.sleeper import Sleeper
 
 LOOK_NS = 100_000_000
 """Least time between two looks; QEMU estimates anew about as often."""
@@ -63,16 +60,19 @@ class DirtyRates:
     It is watched from ``since_ns`` on: the present time, or when it slept, having done nothing on its host before.
     """
 
-    def __init__(self, guest: Guest, contention: Contention, since_ns: int, *, slept: bool = False) -> None:
+    def __init__(
+        self, vcpus: Sequence[Vcpu], demands: tuple[tuple[Demand, ...], ...], contention: Contention, since_ns: int,
+        *, slept: bool = False,
+    ) -> None:  # fmt: skip
         self._contention = contention
         self._pools: list[tuple[Vcpu, int, Mapping[int, float]]] = []
         """vCPU, working set, and bytes written per instruction by number of the demand."""
-        for vcpu, demands in zip(guest.vcpus, guest.software.demands, strict=True):
-            for size, rates in _written_sets(demands):
+        for vcpu, of_one in zip(vcpus, demands, strict=True):
+            for size, rates in _written_sets(of_one):
                 self._pools.append((vcpu, size, rates))
         self._looked_ns = since_ns
         self._before = [0.0] * len(self._pools) if slept else self._written()
-        self.stated = _at_rest(guest.software.demands) if slept else self._present()
+        self.stated = pools_at_rest(demands) if slept else self._present()
         """What was stated last."""
 
     def _present(self) -> tuple[Pool, ...]:
@@ -143,22 +143,8 @@ class DirtyRates:
         return figures
 
 
-_MOST_KNOWN = 1 << 14
-_known: dict[int, tuple[GuestSpec, tuple[Pool, ...]]] = {}
-"""Pools at rest, by the identity of a VM's specification, which is held here lest another gets it."""
-
-
-def pools_at_rest(spec: GuestSpec, sleeper: Sleeper) -> tuple[Pool, ...]:
-    """The pools of a VM that sleeps."""
-    found = _known.get(id(spec))
-    if found is None:
-        if len(_known) >= _MOST_KNOWN:
-            _known.clear()
-        found = _known[id(spec)] = spec, _at_rest(sleeper.demands)
-    return found[1]
-
-
-def _at_rest(demands: tuple[tuple[Demand, ...], ...]) -> tuple[Pool, ...]:
+def pools_at_rest(demands: tuple[tuple[Demand, ...], ...]) -> tuple[Pool, ...]:
+    """Those of a VM with these demands all of whose vCPUs sleep."""
     return tuple([_new(Pool, (size, 0.0)) for of_one in demands for size, _ in _written_sets(of_one)])
 
 

@@ -31,7 +31,7 @@ from node.vmsa import SevFeature
 from tio.device_identity import CardKind
 
 if TYPE_CHECKING:
-    from node.sleeper import Sleeper
+    from node.newcomer import Newcomer
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ GONE = (GuestState.DESTROYED, GuestState.REFUSED, GuestState.DEPARTED)
 
 
 class _WhenPutUp(Generic[T]):
-    """What a VM gets when it is put up; before, it is ``empty``. Asking for it puts up one that came asleep."""
+    """What a VM gets when it is put up; before, it is ``empty``. Asking for it puts up a newcomer."""
 
     def __init__(self, empty: Callable[[], T] | None = None) -> None:
         self._empty = empty
@@ -137,8 +137,8 @@ class _WhenPutUp(Generic[T]):
     def __get__(self, guest: Guest, _: type) -> T:
         """Only as long as the VM has none of its own."""
         own: dict[str, T] = vars(guest)
-        if guest.asleep is not None:
-            guest.asleep.put_up()
+        if guest.newcomer is not None:
+            guest.newcomer.put_up()
         elif self._empty is None:
             raise AttributeError(f"{guest.spec.name}: {self._name}: expected once it runs")
         if self._name not in own and self._empty is not None:
@@ -149,8 +149,8 @@ class _WhenPutUp(Generic[T]):
 class Guest:
     """The host's record of a VM. Times are virtual nanoseconds. What stands at the class is how each begins."""
 
-    asleep: Sleeper | None = None
-    """What came of it where it came asleep and nobody has asked for more; what was measured of it is in that, too."""
+    newcomer: Newcomer | None = None
+    """What came of it, books and all, where it came from another host and nobody has asked for more."""
     vcpus = _WhenPutUp[list[Vcpu]](list)
     software = _WhenPutUp[TenantPort]()
     """Its start-up code and programs, from the moment it runs."""

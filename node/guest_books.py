@@ -6,7 +6,7 @@ host it leaves, because the next one may have other cores.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +16,7 @@ from node.event_log import ChainEnd
 from node.guest import Guest
 from node.mechanism import Mechanism, with_all
 from node.network_books import NetworkBooks
+from node.phase_cost import PhaseCost
 from node.svsm_use import SvsmUse
 from node.vcpu import Vcpu
 
@@ -58,24 +59,24 @@ class GuestBooks(NamedTuple):
     @classmethod
     def of(cls, guest: Guest, chain: ChainEnd) -> GuestBooks:
         """The books of a VM that leaves; ``chain`` is where its digest chain stands."""
-        if guest.asleep is not None:
-            return guest.asleep.books(chain)
-        elapsed_ns, instructions, phases = [], [], []
-        for vcpu in guest.vcpus:
-            elapsed_ns.append(vcpu.elapsed_ns)
-            instructions.append(retired(vcpu))
-            phases.append(_by_number(vcpu.phases) if vcpu.phases else [])
+        if guest.newcomer is not None:
+            return guest.newcomer.books(chain)
         row_ns = {row: ns for row, ns in sorted(guest.row_ns.items()) if ns} if guest.row_ns else {}
         books = (
             guest.ordered_ns, guest.running_ns, guest.launch_digest, guest.psp_wait_ns, guest.psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
             guest.bytes_bounced, guest.copies, guest.disk.body() if guest.disk else (),
-            dict(filter(itemgetter(1), mechanism_ns(guest).items())),
-            row_ns, elapsed_ns, instructions, phases, chain,
+            _not_zero(mechanism_ns(guest)), row_ns, *_of_vcpus(guest.vcpus), chain,
             () if guest.svsm is None else (guest.svsm.calls, guest.svsm.time_ns),
             () if guest.network is None else astuple(guest.network),
         )  # fmt: skip
         return tuple.__new__(cls, books)
+
+    def after(self, vcpus: Sequence[Vcpu], costs: Mapping[int, Sequence[PhaseCost]], chain: ChainEnd) -> GuestBooks:
+        """The same books when these vCPUs have computed, at these prices, and done nothing else."""
+        times = _not_zero(_spent_ns(self.lost_ns, vcpus, costs))
+        row_ns, body = self.row_ns, (*self[:_TIMES], times)
+        return tuple.__new__(GuestBooks, (*body, row_ns, *_of_vcpus(vcpus), chain, self.svsm, self.network))
 
     def at(self, chain: ChainEnd) -> GuestBooks:
         """The same books with the digest chain elsewhere."""
@@ -91,12 +92,11 @@ class GuestBooks(NamedTuple):
         return body if isinstance(body, GuestBooks) else cls(*body)
 
     def open(self, guest: Guest) -> None:
-        """Go on with these books for a VM that came."""
+        """Go on with these books for a VM that came, but for those of its vCPUs."""
         (
             guest.ordered_ns, guest.running_ns, guest.launch_digest, psp_wait_ns, psp_service_ns,
             guest.operation_ns, guest.operations, guest.faults, guest.bytes_read, guest.bytes_written,
-            guest.bytes_bounced, guest.copies, disk, lost_ns, row_ns, elapsed_ns, instructions, phases, _, svsm,
-            network,
+            guest.bytes_bounced, guest.copies, disk, lost_ns, row_ns, _, _, _, _, svsm, network,
         ) = self  # fmt: skip
         # Its new host's security processor has worked for it already.
         if psp_wait_ns or psp_service_ns:
@@ -110,32 +110,54 @@ class GuestBooks(NamedTuple):
             guest.disk = DiskBooks(*disk)  # type: ignore[arg-type]  # as they were packed
         guest.lost_ns = with_all(lost_ns)
         guest.row_ns = dict(row_ns)
+
+    def open_vcpus(self, vcpus: Sequence[Vcpu]) -> None:
+        """Go on with those of the vCPUs."""
         for vcpu, elapsed, retired_there, phases_there in zip(
-            guest.vcpus, elapsed_ns, instructions, phases, strict=True
+            vcpus, self.elapsed_ns, self.instructions, self.phases, strict=True
         ):
             vcpu.elapsed_ns = elapsed
             if retired_there or phases_there:
                 vcpu.moved_instructions, vcpu.phases = dict(retired_there), dict(phases_there)
 
 
-_CHAIN = GuestBooks._fields.index("chain")
+_TIMES, _CHAIN = map(GuestBooks._fields.index, ("lost_ns", "chain"))
 
 
 def mechanism_ns(guest: Guest) -> dict[Mechanism, float]:
     """Time of a VM by mechanism, summed over its vCPUs."""
-    times = with_all(guest.lost_ns)
-    for vcpu in guest.vcpus:
+    return _spent_ns(guest.lost_ns, guest.vcpus, guest.phase_costs)
+
+
+def _spent_ns(
+    lost_ns: dict[Mechanism, float], vcpus: Sequence[Vcpu], phase_costs: Mapping[int, Sequence[PhaseCost]]
+) -> dict[Mechanism, float]:
+    times = with_all(lost_ns)
+    for vcpu in vcpus:
         if not vcpu.instructions:
             continue  # Who computed nothing here lost nothing to others.
         times[_LOADED_LATENCY] += vcpu.loaded_ns
         times[_CORE_WAIT] += vcpu.core_wait_ns
         times[_SMT] += vcpu.smt_ns
         times[_LLC] += vcpu.llc_ns
-        costs = guest.phase_costs[vcpu.index]
+        costs = phase_costs[vcpu.index]
         for number, instructions in _by_number(vcpu.instructions):
             for mechanism, ns in costs[number].felt:
                 times[mechanism] += instructions * ns
     return times
+
+
+def _of_vcpus(vcpus: Sequence[Vcpu]) -> tuple[list[int], list[list[tuple[int, float]]], list[list[tuple[int, int]]]]:
+    elapsed_ns, instructions, phases = [], [], []
+    for vcpu in vcpus:
+        elapsed_ns.append(vcpu.elapsed_ns)
+        instructions.append(retired(vcpu))
+        phases.append(_by_number(vcpu.phases) if vcpu.phases else [])
+    return elapsed_ns, instructions, phases
+
+
+def _not_zero(times: dict[Mechanism, float]) -> dict[Mechanism, float]:
+    return dict(filter(itemgetter(1), times.items()))
 
 
 def _by_number(figures: Mapping[int, N]) -> list[tuple[int, N]]:

@@ -6,7 +6,7 @@ hypervisor, vCPUs on the cores, the digest of what happened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -304,10 +304,10 @@ class Host:
         if guest.state is not _RUNNING:
             return
         guest.state = _PAUSED
-        if guest.asleep is None:
+        if guest.newcomer is None:
             self.vcpus.pause(guest, parked)
         else:
-            guest.asleep.stop()
+            guest.newcomer.stop()
             if parked is not None:
                 parked()
         if self.clock.unsettled:
@@ -379,15 +379,16 @@ class Host:
         return self._tenants(tenant_order(guest, self.images[guest.spec.firmware], svsm))
 
     def put_up(
-        self, guest: Guest, entered: Entered, reset_rips: tuple[int, ...] | None, software: TenantPort | None = None
+        self, guest: Guest, entered: Entered, reset_rips: tuple[int, ...] | None, vcpus: Sequence[Vcpu] = (),
+        software: TenantPort | None = None,
     ) -> None:  # fmt: skip
-        """Make the vCPUs of a VM that the hypervisor has laid down, and its software, if that is not there yet.
+        """Make the vCPUs and the software of a VM that the hypervisor has laid down, where they are not there yet.
 
         ``reset_rips`` are those of its launch; where this is it, None, they are in the registers, which are loaded.
         """
         spec = guest.spec
         guest.asid, guest.launched = entered.asid, entered.launched_gpas
-        guest.vcpus = [Vcpu(guest, index, spa) for index, spa in enumerate(entered.save_areas)]
+        guest.vcpus = list(vcpus) or [Vcpu(guest, index, spa) for index, spa in enumerate(entered.save_areas)]
         if reset_rips is None:
             for vcpu in guest.vcpus:
                 self.vcpus.load(vcpu)
@@ -414,13 +415,13 @@ class Host:
     def _asked(self, vm: str) -> None:
         """Somebody is about to look at a VM's memory."""
         guest = self.guests.get(vm)
-        if guest is not None and guest.asleep is not None:
-            guest.asleep.put_up()
+        if guest is not None and guest.newcomer is not None:
+            guest.newcomer.put_up()
 
     def _placed(self, vm: str, areas: tuple[int, ...]) -> None:
         """Where save areas are that nobody had asked for."""
         guest = self.guests.get(vm)
-        if guest is None or guest.asleep is not None:
+        if guest is None or guest.newcomer is not None:
             return  # Its place is being given back, or it will find out when it is put up.
         for vcpu, spa in zip(guest.vcpus, areas, strict=False):  # None as long as it has not begun to run.
             vcpu.save_area_spa = spa

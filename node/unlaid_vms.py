@@ -183,15 +183,11 @@ class UnlaidVms:
         for vcpu, area in one.areas.items():
             self._board.running.schedule((vm, vcpu), area)
 
-    def sleep(self, vm: str, slept_ns: int) -> None:
-        """All of a VM's vCPUs exit, having slept for so long since they were entered; what is left is in R15."""
-        one = self.vms[vm]
-        for vcpu in one.areas:
-            before = self.save_area(vm, vcpu)
-            *others, left_ns = registers_in(before)
-            page = before.page if type(before) is StoredArea else bytes(before)
-            one.stored[vcpu] = StoredArea(page, (*others, left_ns - slept_ns))
-            self._board.running.leave((vm, vcpu))
+    def store_rest(self, vm: str, vcpu: int, left: int) -> None:
+        """An exit of a vCPU leaves its registers as they were loaded, but for what is left of a sleep or a phase."""
+        before = self.save_area(vm, vcpu)
+        page = before.page if type(before) is StoredArea else bytes(before)
+        self.vms[vm].stored[vcpu] = StoredArea(page, (*registers_in(before)[:-1], left))
 
     def areas(self, vm: str) -> tuple[int, ...]:
         """Where the save areas of a VM's vCPUs are, as far as anybody has asked."""

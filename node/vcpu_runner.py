@@ -23,13 +23,14 @@ from node.event_log import EventLog
 from node.exit_charges import ExitTimes
 from node.exit_registers import load_stored, store_registers
 from node.fault_answers import FAULTS
-from node.guest import Guest, GuestState
+from node.guest import Guest, GuestSpec, GuestState
 from node.host_events import HostEvent
 from node.host_prices import HostPrices
 from node.injected_vc import met_first, take_injected_vc
 from node.issued_batch import IssuedBatch
 from node.mechanism import no_time
-from node.program import FORGOTTEN, Ending
+from node.phase_cost import PhaseCost
+from node.program import FORGOTTEN, Demand, Ending
 from node.seats import Seats
 from node.tenant import NoBlock, Outcome
 from node.vcpu import AWAITING, HALFWAY, HALTED, SLEEPING, Vcpu, VcpuState
@@ -77,14 +78,17 @@ class VcpuRunner:
 
     def prepare(self, guest: Guest) -> None:
         """Price the demands of a VM that is about to run for the first time here; its program moves in."""
-        name, generation, prices = guest.spec.name, guest.spec.generation, self._prices
+        name = guest.spec.name
         self.seats.take(name, len(guest.vcpus))
         self._board.settle(name)
-        backing = self._board.backing(name)
-        guest.operation_cost, guest.chain = prices.guest(generation), self._log.chain(name)
+        guest.operation_cost, guest.chain = self._prices.guest(guest.spec.generation), self._log.chain(name)
         guest.demands = guest.software.demands
-        for index, demands in enumerate(guest.demands):
-            guest.phase_costs[index] = prices.phases(demands, generation, backing)
+        guest.phase_costs = self.phase_costs(guest.spec, guest.demands)
+
+    def phase_costs(self, spec: GuestSpec, demands: tuple[tuple[Demand, ...], ...]) -> dict[int, tuple[PhaseCost, ...]]:
+        """What each vCPU's phases cost, in a VM whose memory lies as it does now."""
+        backing, phases = self._board.backing(spec.name), self._prices.phases
+        return {index: phases(of_one, spec.generation, backing) for index, of_one in enumerate(demands)}
 
     def start(self, vcpu: Vcpu) -> None:
         """Enter a vCPU that is off its core, and go on with it."""
@@ -110,7 +114,7 @@ class VcpuRunner:
         elif registers.r15 and registers.r14 >= len(vcpu.guest.phase_costs[vcpu.index]):
             self._power_off(vcpu.guest, PROGRAM_FAULT)  # Somebody stored to the save area.
         elif registers.r15:
-            self._compute(vcpu)
+            self.compute(vcpu)
         else:
             self._run_blocks(vcpu, None)
 
@@ -257,13 +261,7 @@ class VcpuRunner:
             vmcb = self._board.vmcb(vcpu.guest.spec.name, vcpu.index)
             batch, answers = batch[1:], (*answers, self._board.leave_reset(vmcb, batch[0]))
         vcpu.state = _BLOCK
-        epoch = vcpu.epoch
-
-        def take_effect() -> None:
-            if vcpu.epoch == epoch:
-                self._take_effect(vcpu, batch, 0, answers)
-
-        self._clock.after(0, take_effect)
+        self._after(0, vcpu, partial(self._take_effect, batch=batch, spent=0, before=answers))
 
     def _event_ready(self, vcpu: Vcpu) -> bool:
         return self._board.events.ready(self._board.vmcb(vcpu.guest.spec.name, vcpu.index))
@@ -465,7 +463,7 @@ class VcpuRunner:
             if ending.instructions <= 0:
                 return False
             registers.r14, registers.r15 = ending.demand, ending.instructions
-            begin = self._compute
+            begin = self.compute
         elif isinstance(ending, op.Shutdown):
             self._power_off(vcpu.guest, ending.code)
             return True
@@ -497,7 +495,8 @@ class VcpuRunner:
 
     # Phases and sleeps.
 
-    def _compute(self, vcpu: Vcpu) -> None:
+    def compute(self, vcpu: Vcpu) -> None:
+        """Let a vCPU go on with its phase, or begin it."""
         registers = vcpu.registers
         cost = vcpu.guest.phase_costs[vcpu.index][registers.r14]
         vcpu.state = _COMPUTING

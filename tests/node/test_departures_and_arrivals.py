@@ -331,7 +331,7 @@ def test_what_was_written_in_no_time_says_nothing_of_how_fast():
     guest = start(host, "vm", PLAIN, "writer")
     run(host, 5_000_000)
     host.contention.advance(host.now_ns)
-    rates = DirtyRates(guest, host.contention, host.now_ns)
+    rates = DirtyRates(guest.vcpus, guest.software.demands, host.contention, host.now_ns)
     stated = rates.stated
     assert not rates.look(host.now_ns)
     assert rates.stated == stated

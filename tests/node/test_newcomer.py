@@ -1,6 +1,7 @@
-"""A VM that comes asleep is what it would have been, whenever it is put up; and nobody puts it up for a move."""
+"""A VM that comes in the middle of something is what it would have been, whenever it is put up; no move puts it up."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -10,20 +11,22 @@ from toy_guests import DEMANDS, SECOND, Script, make_host, run, start
 
 from node import operations as op
 from node.guest import GONE
+from node.neighbour_ledger import NeighbourLedger
+from node.newcomer import Newcomer
 from node.program import Compute, Demand, Sleep
-from node.sleeper import Sleeper
-from node.vcpu import VcpuState
+from node.vcpu import AWAITING, VcpuState
+from node.vmsa import VMSA_FIELDS
 from psp.system_bus import PAGE_BYTES
 
 NAP_NS = 40 * SECOND
 WRITES = Demand("writes", 2.0, 1.0, 0.5, 2.0, written_set_bytes=1 << 20, written_bytes_per_kilo_instruction=8.0)
 
 
-def naps(placement, held):
-    """Write a page, then sleep long; every third time compute for some seconds instead."""
+def naps(placement, held, first=0):
+    """Write a page, then sleep long; every third time compute for some seconds instead, each vCPU at another time."""
     yield (op.Write(placement.base_gpa + PAGE_BYTES * (held.r13 % 4), MARK),)
     held.r13 += 1
-    return Compute(0, 5 * 10**10) if held.r13 % 3 == 0 else Sleep(NAP_NS)
+    return Compute(0, 10**11) if (held.r13 + first + placement.vcpu) % 3 == 0 else Sleep(NAP_NS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +34,22 @@ class Napper(Script):
     demands = (WRITES, *DEMANDS)
 
 
-def pair(*, eager=False, vcpus=1):
-    """Two hosts and a VM that sleeps on the first; if ``eager`` they put nothing off."""
-    hosts = [make_host({"naps": lambda _, placement: Napper(placement, naps)}, name=name) for name in ("here", "there")]
+def pair(*, eager=False, vcpus=1, first=0):
+    """Two hosts and a VM that sleeps on the first, or computes; if ``eager`` they put nothing off."""
+    program = {"naps": lambda _, placement: Napper(placement, partial(naps, first=first))}
+    hosts = [make_host(program, name=name) for name in ("here", "there")]
     for one in hosts:
         if eager:
             one.board.unlaid.expect = lambda _: None
     start(hosts[0], "vm", PLAIN, "naps", vcpus=vcpus)
     run(hosts[0], 2 * SECOND)
-    assert [vcpu.state for vcpu in hosts[0].guests["vm"].vcpus] == [VcpuState.SLEEPING] * vcpus
+    states = [VcpuState.COMPUTING if (1 + first + vcpu) % 3 == 0 else VcpuState.SLEEPING for vcpu in range(vcpus)]
+    assert [vcpu.state for vcpu in hosts[0].guests["vm"].vcpus] == states
     return hosts
 
 
-def asleep(one):
-    return isinstance(one.guests["vm"].asleep, Sleeper)
+def is_newcomer(one):
+    return isinstance(one.guests["vm"].newcomer, Newcomer)
 
 
 def wait(one, ns):
@@ -59,10 +64,11 @@ def pause_a_while(one):
 
 def call_off(one, after_ns=0):
     told = []
-    one.departures.begin("vm", lambda _: None)
+    one.departures.begin("vm", told.append)
     wait(one, after_ns + 1)
+    stated = len(told)
     one.departures.stop("vm", 0, told.append)
-    until(lambda: told, one)
+    until(lambda: len(told) > stated, one)
     one.departures.cancel("vm")
 
 
@@ -79,6 +85,36 @@ STEPS = {
     "a second": lambda one: wait(one, SECOND),
     "most of a nap": lambda one: wait(one, NAP_NS - 3 * SECOND),
     "a nap": lambda one: wait(one, NAP_NS),
+}
+
+
+def stop(one):
+    told = []
+    one.departures.begin("vm", lambda _: None)
+    one.departures.stop("vm", 0, told.append)
+    return told
+
+
+def crash_with_its_books_elsewhere(one):
+    told = stop(one)
+    until(lambda: told, one)
+    one.crash()
+    wait(one, SECOND)
+
+
+def hand_on(one):
+    told = stop(one)
+    until(lambda: told, one)
+    one.departures.hand_on("vm")
+    wait(one, 2 * NAP_NS)
+
+
+ENDS = {
+    "a crash": lambda one: (one.crash(), wait(one, SECOND)),
+    "a crash with its books elsewhere": crash_with_its_books_elsewhere,
+    "its end": lambda one: (one.destroy("vm"), wait(one, SECOND)),
+    "its start elsewhere": hand_on,
+    "the end of the books while it is read": stop,
 }
 
 
@@ -108,35 +144,41 @@ FIGURES = (
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from(["move", *STEPS]), min_size=1, max_size=9), st.integers(1, 3))
-def test_it_is_what_it_would_have_been_whatever_is_done_with_it(plan, vcpus):
+@given(
+    st.lists(st.sampled_from(["move", *STEPS]), min_size=1, max_size=9), st.integers(1, 3), st.integers(0, 2),
+    st.sampled_from([None, *ENDS]),
+)  # fmt: skip
+def test_it_is_what_it_would_have_been_whatever_is_done_with_it(plan, vcpus, first, end):
     ends = []
     for eager in (True, False):
-        here, there = pair(eager=eager, vcpus=vcpus)
+        here, there = pair(eager=eager, vcpus=vcpus, first=first)
         for step in ["move", *plan]:
             if step == "move":
                 move(here, there, here.guests["vm"].spec)
                 here, there = there, here
             else:
                 STEPS[step](here)
+        if end is not None:
+            ENDS[end](here)
         ends.append((books(here), books(there)))
     assert ends[0] == ends[1]
 
 
-def test_whole_moves_put_nobody_up(monkeypatch):
-    here, there = pair(vcpus=2)
+@pytest.mark.parametrize("first", [0, 2])
+def test_whole_moves_put_nobody_up(monkeypatch, first):
+    here, there = pair(vcpus=2, first=first)
     move(here, there, here.guests["vm"].spec)
 
     def no_put_up(_):
         raise AssertionError("somebody asked for it")
 
-    monkeypatch.setattr(Sleeper, "put_up", no_put_up)
+    monkeypatch.setattr(Newcomer, "put_up", no_put_up)
     for _ in range(3):
         here, there = there, here
-        assert asleep(here)
+        assert is_newcomer(here)
         move(here, there, here.guests["vm"].spec)
-    assert asleep(there)
-    assert not vars(here.guests["vm"]).keys() & {"vcpus", "software", "phase_costs", "lost_ns", "row_ns"}
+    assert is_newcomer(there)
+    assert not vars(here.guests["vm"]).keys() & {"vcpus", "software", "lost_ns", "row_ns"}
 
 
 @pytest.mark.parametrize("step", ["export", "fill", "depart"])
@@ -163,10 +205,10 @@ def test_the_end_of_its_sleep_puts_it_up_and_only_where_it_sleeps():
     wait(there, NAP_NS)
     assert there.guests["vm"].state in GONE
     assert there.vcpus.operations == 0
-    assert asleep(here)
+    assert is_newcomer(here)
     before = here.vcpus.operations
     wait(here, NAP_NS)
-    assert not asleep(here)
+    assert not is_newcomer(here)
     assert here.vcpus.operations == before + 1
 
 
@@ -180,7 +222,7 @@ def test_how_fast_it_writes_is_measured_from_when_it_began_to_leave():
         wait(there, 2 * NAP_NS - SECOND - there.now_ns)
         stated = []
         stated.append(there.departures.begin("vm", stated.append))
-        assert asleep(there) is not eager
+        assert is_newcomer(there) is not eager
         wait(there, 12 * SECOND)
         assert there.guests["vm"].vcpus[0].state is VcpuState.COMPUTING
         stated.append(there.departures.statement("vm"))
@@ -190,10 +232,26 @@ def test_how_fast_it_writes_is_measured_from_when_it_began_to_leave():
     assert len(ends[0]) > 2
 
 
-def test_one_that_computes_is_put_up_at_once():
-    here, there = pair()
-    wait(here, 2 * NAP_NS + SECOND)
-    assert here.guests["vm"].vcpus[0].state is VcpuState.COMPUTING
+def test_one_whose_phases_are_asked_for_by_name_is_put_up_at_once():
+    here, there = pair(first=2)
+    there.contention.ledger = NeighbourLedger()
     move(here, there, here.guests["vm"].spec)
-    assert not asleep(there)
+    assert not is_newcomer(there)
     assert there.guests["vm"].vcpus[0].state is VcpuState.COMPUTING
+
+
+@pytest.mark.parametrize("r14", [99, AWAITING, 1])
+def test_one_whose_registers_somebody_has_changed_does_what_they_say(r14):
+    ends = []
+    for eager in (True, False):
+        here, there = pair(eager=eager, first=2)
+
+        def change(step, one):
+            if step == "export":
+                area = one.board.vmcb("vm", 0).save_area_spa + VMSA_FIELDS["R14"].offset
+                one.board.execute_host((op.HostWrite(area, r14.to_bytes(8, "little")),))
+
+        move(here, there, here.guests["vm"].spec, change)
+        assert is_newcomer(there) is (r14 == 1 and not eager)
+        ends.append((books(here), books(there)))
+    assert ends[0] == ends[1]
