@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 from node.cache_shares import CacheUser, crowding
 from node.core_sharing import CoreSharing
-from node.load_mix import HIGHEST_UTILISATION, NO_CAP, ROUNDING, capped_to, mix_family
+from node.load_mix import HIGHEST_UTILISATION, NO_CAP, ROUNDING, LoadMix, capped_to, mix_family
 from node.neighbour_ledger import NeighbourLedger, Owner, Sharer
 
 NEVER_NS = (1 << 63) - 1
@@ -177,8 +177,8 @@ class Contention:
         """As many run alone on their cores."""
         self._bandwidth = bandwidth_bytes_per_s * 1e-9
         self._mixes = mix_family(self._roomy, self._bandwidth, latency_ns, loaded_factor)
-        self._mix = self._mixes.none
-        """What runs now, where no neighbours change anything."""
+        self._mix: LoadMix | None = self._mixes.none
+        """What runs now; None where nothing is kept of that, until nobody runs."""
         self._at_caps = True
         """Whether nothing but its cap holds any phase, as last solved."""
         self._now_ns = 0
@@ -220,7 +220,8 @@ class Contention:
         heappush(alike.ends, (end, slot))
         alike.count += 1
         self.running += 1
-        self._mix = self._mix[load, 1]
+        if self._mix is not None:
+            self._mix = self._mix[load, 1]
         phase = alike, end, instructions, alike.waited, self._now_ns, alike.slowed, alike.crowded
         self._phases[slot] = _tuple(_Phase, phase)
         return slot
@@ -228,10 +229,11 @@ class Contention:
     def occupy(self, load: PhaseLoad, threads: int) -> Occupied:
         """Let threads without end run from the present time, whose load has no misses. Call ``solve`` afterwards."""
         occupied = Occupied(load, threads)
-        mix = self._mix = self._mix[load, threads]
+        if self._mix is not None:
+            self._mix = self._mix[load, threads]
         if self._alone is not None:
             self._join(self._alone)
-        if self.running or self.latency_ns >= mix.capped_to_ns:
+        if self.running or self._mix is None or self.latency_ns >= self._mix.capped_to_ns:
             self._join(occupied)
         else:
             self._alone = occupied
@@ -261,7 +263,8 @@ class Contention:
             if not alike.count:
                 self._go(alike)
         self.running -= threads
-        self._mix = self._mix[load, -threads]
+        if self._mix is not None:
+            self._mix = self._mix[load, -threads]
         busy = (_ENDLESS - left) * load.core_ns
         for _ in range(threads):
             self.busy_thread_ns += busy
@@ -317,7 +320,8 @@ class Contention:
             ends.remove((end, slot))
             heapify(ends)
         self.running -= 1
-        self._mix = self._mix[alike.load, -1]
+        if self._mix is not None:
+            self._mix = self._mix[alike.load, -1]
         alike.count -= 1
         if not alike.count:
             self._go(alike)
@@ -418,7 +422,7 @@ class Contention:
     def solve(self) -> int:
         """Find rates and latency for the phases that now run; ``next_completion_ns`` with these."""
         mix = self._mix
-        if self.latency_ns < mix.capped_to_ns:
+        if mix is not None and self.latency_ns < mix.capped_to_ns:
             self.latency_ns, self.utilisation = mix.latency_ns, mix.utilisation
             if not self._at_caps:
                 for alike in self._loads.values():

@@ -75,7 +75,7 @@ class FrameAllocator:
         self._low_pages = 0
         """Free pages below it that serve for nothing but single pages."""
         self._lasting = _NOWHERE
-        self._held_bytes = self._held_runs = self._held_pages = 0
+        self._held_bytes = self._held_runs = 0
         """What was taken in this era and is held, but for what came from the end of memory."""
         self._pages = self._last_bytes = 0
         """All that was taken in this era of single pages, and from the end of memory."""
@@ -97,7 +97,8 @@ class FrameAllocator:
         other if need be. The pieces that acts hold cut the rest into gaps, one more than there are pieces. If no gap
         has room for a request, with what is lost to its alignment, the rest is no longer than the pieces and as many
         requests. So everybody finds room in the rest, first fit goes no higher, and nothing else comes to the end.
-        Single pages come from behind a page that stays taken as long as there are some.
+        Single pages come from behind a page that stays taken as long as there are some; beyond those each that was
+        taken counts as a piece that is held.
         """
         if self._room < 0:
             self._measure()
@@ -106,7 +107,7 @@ class FrameAllocator:
             return False
         gaps = self._held_runs + 1
         if self._pages + pages > self._low_pages:
-            gaps += self._held_pages + pages
+            gaps += self._pages + pages
         return self._held_bytes + gaps * (run + LARGE_PAGE_BYTES) + pages * PAGE_BYTES < self._room
 
     def stays(self, spa: int) -> None:
@@ -139,12 +140,12 @@ class FrameAllocator:
             if not self.has_room(wanted):
                 return False
         run, pages, last = wanted
-        self._put_off(act, run + (pages - rest) * PAGE_BYTES + last)
-        self._held_bytes += run + pages * PAGE_BYTES
+        held = run + pages * PAGE_BYTES
+        self._held_bytes += held
         self._held_runs += run > 0
-        self._held_pages += pages
         self._pages += pages
         self._last_bytes += last
+        self._put_off(act, held + last - rest * PAGE_BYTES)
         return True
 
     def take_rest_later(self, act: Callable[[], object], pages: int, era: int) -> bool:
@@ -163,7 +164,6 @@ class FrameAllocator:
         if era == self.era:
             self._held_bytes -= given
             self._held_runs -= run > 0
-            self._held_pages -= pages
         self._put_off(act, -given - last)
 
     def _put_off(self, act: Callable[[], object], taken: int) -> None:
@@ -183,7 +183,7 @@ class FrameAllocator:
         acts, self._acts = self._acts, []
         returned, self.returned = self.returned, None
         self.used_bytes -= sum([taken for _, taken in acts])
-        self._held_bytes = self._held_runs = self._held_pages = self._pages = self._last_bytes = 0
+        self._held_bytes = self._held_runs = self._pages = self._last_bytes = 0
         self.era += 1
         wrong: list[Exception] = []
         for act, taken in acts:

@@ -287,9 +287,10 @@ class Hypervisor:
             yield from self._take_back(record)
         for spa in record.firmware_pages:
             yield from self.take_from_firmware(spa)
-        pieces = list(joined(record.frames + [(spa, PAGE_BYTES) for spa in record.small]))
-        clears = [op.HostClear(spa, length) for spa, length in joined(record.frames)]
-        clears += [op.PaidClear(spa, PAGE_BYTES) for spa in record.small]
+        memory, small = list(joined(record.frames)), [(spa, PAGE_BYTES) for spa in record.small]
+        clears = [op.HostClear(spa, length) for spa, length in memory]
+        clears += [op.PaidClear(spa, length) for spa, length in small]
+        pieces = list(joined(memory + small))
         yield (*clears, op.VmcbClear(vm))
         self.frames.release(pieces + record.tables)
         if record.asid:

@@ -30,10 +30,11 @@ def capped_to(cap: float, core_ns: float, miss: float) -> float:
     return spare_ns / miss if miss > 0.0 else NO_CAP
 
 
-class LoadMix(dict[tuple["PhaseLoad", int], "LoadMix"]):
+class LoadMix(dict[tuple["PhaseLoad", int], "LoadMix | None"]):
     """So many of each load, in the order in which they came.
 
-    As a mapping: the mix that it becomes with so many more of a load, or fewer where that is below 0.
+    As a mapping: the mix that it becomes with so many more of a load, or fewer where that is below 0; None where
+    nothing is kept of that.
     """
 
     __slots__ = ("_family", "_loads", "capped_to_ns", "latency_ns", "utilisation")
@@ -55,17 +56,17 @@ class LoadMix(dict[tuple["PhaseLoad", int], "LoadMix"]):
         self.capped_to_ns = lowest if u < HIGHEST_UTILISATION and self.latency_ns < lowest else _NEVER
         """The latency up to which caps alone hold all of them, below 0 where they themselves make it higher."""
 
-    def __missing__(self, change: tuple[PhaseLoad, int]) -> LoadMix:
+    def __missing__(self, change: tuple[PhaseLoad, int]) -> LoadMix | None:
         load, more = change
         family = self._family
-        if self is family.many or load.misses is not None or load.owner is not None:
-            return family.many
+        if load.misses is not None or load.owner is not None:
+            return None
         counts = dict(self._loads)
         counts[load] = counts.get(load, 0) + more
         if not counts[load]:
             del counts[load]
         if len(counts) > _MOST_LOADS or sum(counts.values()) > family.roomy:
-            return family.many
+            return None
         found = family.find(tuple(counts.items()))
         self[change] = found
         return found
@@ -86,9 +87,6 @@ class MixFamily:
         self._known: dict[Loads, LoadMix] = {}
         self.none = self.find(())
         """Where nobody runs."""
-        self.many = LoadMix(self, ())
-        """One of which nothing is kept, until nobody runs."""
-        self.many.capped_to_ns = _NEVER
 
     def find(self, loads: Loads) -> LoadMix:
         """The mix of such loads."""

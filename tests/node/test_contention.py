@@ -251,7 +251,7 @@ def test_caps_that_hold_save_work_and_change_no_bit(changes: list[tuple[PhaseLoa
         assert running[-1] == plain.start(load, 1e9)
         for alike in plain._loads.values():
             alike.capped_to_ns = -1.0  # As if nobody knew of any cap that holds.
-        plain._mix = plain._mixes.many
+        plain._mix = None
         quick.solve()
         plain.solve()
         assert (quick.latency_ns, quick.utilisation) == (plain.latency_ns, plain.utilisation)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from node import load_mix
 from node.cache_shares import CacheUser
 from node.contention import Contention, PhaseLoad
-from node.load_mix import MixFamily
+from node.load_mix import LoadMix, MixFamily
 from node.neighbour_ledger import Owner
 
 LATENCY_NS = 100.0
@@ -36,14 +36,14 @@ def test_what_a_mix_comes_to_is_what_its_loads_come_to_bit_by_bit(steps: list[tu
     following, computing, now = host(), host(), 0
     running: list[int] = []
     for load, leaves, passes in steps:
-        computing._mix = computing._mixes.many
+        computing._mix = None
         if leaves and running:
             slot = running.pop(0)
             assert following.stop(slot) == computing.stop(slot)
         else:
             running.append(following.start(load, 1e9))
             assert computing.start(load, 1e9) == running[-1]
-        computing._mix = computing._mixes.many
+        computing._mix = None
         assert following.solve() == computing.solve()
         assert (following.latency_ns, following.utilisation) == (computing.latency_ns, computing.utilisation)
         assert [following.rate_per_ns(one) for one in running] == [computing.rate_per_ns(one) for one in running]
@@ -56,24 +56,40 @@ def test_what_a_mix_comes_to_is_what_its_loads_come_to_bit_by_bit(steps: list[tu
 def test_a_mix_is_one_whichever_way_led_to_it_unless_another_load_came_first() -> None:
     family = MixFamily(64, 20.0, LATENCY_NS, FACTOR)
     one, other = LOADS[:2]
-    assert family.none[one, 1][one, 1] is family.none[one, 2] is family.none[one, 3][one, -1]
-    assert family.none[one, 1][one, -1] is family.none
-    assert family.none[one, 1][other, 1] is not family.none[other, 1][one, 1]
+
+    def after(*steps: tuple[PhaseLoad, int]) -> LoadMix:
+        mix = family.none
+        for step in steps:
+            found = mix[step]
+            assert found is not None
+            mix = found
+        return mix
+
+    assert after((one, 1), (one, 1)) is after((one, 2)) is after((one, 3), (one, -1))
+    assert after((one, 1), (one, -1)) is family.none
+    assert after((one, 1), (other, 1)) is not after((other, 1), (one, 1))
 
 
-def test_of_many_loads_and_of_those_that_go_by_their_neighbours_nothing_is_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_many_loads_and_of_those_that_go_by_their_neighbours_nothing_is_kept() -> None:
     family = MixFamily(64, 20.0, LATENCY_NS, FACTOR)
-    mix = family.none
+    mix: LoadMix | None = family.none
     for load in LOADS:
+        assert mix is not None
         mix = mix[load, 1]
-    assert mix is family.many is mix[LOADS[0], -1]
-    assert family.none[LOADS[0]._replace(owner=Owner("vm", "")), 1] is family.many
-    assert family.none[LOADS[0]._replace(misses=CacheUser(1.0, 1e6)), 1] is family.many
-    assert not family.many
+    assert mix is None
+    assert family.none[LOADS[0], 65] is None
+    assert family.none[LOADS[0]._replace(owner=Owner("vm", "")), 1] is None
+    assert family.none[LOADS[0]._replace(misses=CacheUser(1.0, 1e6)), 1] is None
+    assert not family._known.keys() - {()} - {tuple((one, 1) for one in LOADS[:count]) for count in range(5)}
+
+
+def test_a_family_forgets_mixes_before_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = MixFamily(64, 20.0, LATENCY_NS, FACTOR)
     monkeypatch.setattr(load_mix, "_MOST_KNOWN", 10)
     for count in range(1, 60):
-        mix = family.none[LOADS[0], count][LOADS[1], 1]
+        first = family.none[LOADS[0], count]
+        assert first is not None
+        second = first[LOADS[1], 1]
+        assert second is not None
         assert len(family._known) <= 12
-    assert mix[LOADS[1], -1][LOADS[0], -59] is family.none
+        assert second[LOADS[1], -1] is not None
