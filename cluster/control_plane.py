@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from cluster import broken_links
 from cluster.agenda import Agenda, Turn
@@ -73,7 +74,8 @@ class ControlPlane:
     agenda: Agenda = field(default_factory=Agenda)
     _by_name: dict[str, Order] = field(default_factory=dict)
     _tried: dict[str, frozenset[str]] = field(default_factory=dict)
-    _sequence: int = 0
+    _numbers: Iterator[int] = field(default_factory=lambda: count(1))
+    """Of what is sent."""
     _now_ns: int = 0
     _next_ns: int = 0
     """``next_event_ns`` after the last step; 0 before the first."""
@@ -232,13 +234,12 @@ class ControlPlane:
 
     def _send(self, host: str, kind: str, body: object) -> None:
         # What ``_send_after`` does, which most of what is sent need not pass through.
-        self._sequence += 1
-        time_ns = self._now_ns + self.latency_ns
-        self._out.append(_new(Message, (time_ns, CONTROL, self._sequence, host, kind, body)))
+        sent = (self._now_ns + self.latency_ns, CONTROL, next(self._numbers), host, kind, body)
+        self._out.append(_new(Message, sent))
 
     def _send_frames(self, host: str, fields: tuple[object, ...]) -> None:
         self._send_after(self.network.latency_ns, host, "frames", fields)
 
     def _send_after(self, latency_ns: int, host: str, kind: str, body: object) -> None:
-        self._sequence += 1
-        self._out.append(_new(Message, (self._now_ns + latency_ns, CONTROL, self._sequence, host, kind, body)))
+        sent = (self._now_ns + latency_ns, CONTROL, next(self._numbers), host, kind, body)
+        self._out.append(_new(Message, sent))

@@ -78,10 +78,12 @@ class Inbox:
         if time_ns < now_ns or (waiting and waiting[0].time_ns <= time_ns):
             self.deliver(message)
             return self.next_event_ns(), 0, ()
-        done = 1 if time_ns > now_ns else 0  # One of the same nanosecond was taken just before.
-        env._now = time_ns  # noqa: SLF001 - as above
+        done = 0  # As long as one of the same nanosecond was taken just before.
+        if time_ns > now_ns:
+            env._now = time_ns  # noqa: SLF001 - as above
+            self.events += 1
+            done = 1
         receive(message)
-        self.events += done
         next_ns: Any = self.next_event_ns() if waiting or not queue else queue[0][0]
         if not outbox:
             return next_ns, done, ()
@@ -92,27 +94,27 @@ class Inbox:
     def advance(self, horizon_ns: int, event_budget: int) -> Advance:
         """Do what comes before ``horizon_ns``, letters of one nanosecond as one event."""
         env, queue, waiting, receive, outbox = self._parts
-        mail_ns: int = waiting[0].time_ns if waiting else NEVER
-        local_ns: Any = queue[0][0] if queue else NEVER  # Whole numbers, which SimPy's types do not know.
-        next_ns = mail_ns if mail_ns < local_ns else local_ns
         done = 0
-        while next_ns < horizon_ns and done < event_budget:
-            if mail_ns <= local_ns:
-                env._now = mail_ns  # noqa: SLF001 - nothing is planned before; an event would say the same
-                while mail_ns == next_ns:
-                    receive(heappop(waiting))
-                    mail_ns = waiting[0].time_ns if waiting else NEVER
-            else:
-                # What ``env.step`` does, without a call for each event.
-                env._now, _, _, event = heappop(queue)  # noqa: SLF001 - as above
-                callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]  # as it does itself
-                for callback in callbacks:
-                    callback(event)
-                if not event._ok:  # noqa: SLF001 - as above
-                    raise event._value  # noqa: SLF001 - an error where there is no value
+        while True:
+            next_ns: Any = queue[0][0] if queue else NEVER  # Whole numbers, which SimPy's types do not know.
+            mail_first = waiting and waiting[0].time_ns <= next_ns
+            if mail_first:
+                next_ns = waiting[0].time_ns
+            if next_ns >= horizon_ns or done >= event_budget:
+                break
             done += 1
-            local_ns = queue[0][0] if queue else NEVER
-            next_ns = mail_ns if mail_ns < local_ns else local_ns
+            if mail_first:
+                env._now = next_ns  # noqa: SLF001 - nothing is planned before; an event would say the same
+                while waiting and waiting[0].time_ns == next_ns:
+                    receive(heappop(waiting))
+                continue
+            # What ``env.step`` does, without a call for each event.
+            env._now, _, _, event = heappop(queue)  # noqa: SLF001 - as above
+            callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]  # as it does itself
+            for callback in callbacks:
+                callback(event)
+            if not event._ok:  # noqa: SLF001 - as above
+                raise event._value  # noqa: SLF001 - an error where there is no value
         self.events += done
         said: tuple[Message, ...] = ()
         if outbox:

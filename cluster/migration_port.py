@@ -213,7 +213,7 @@ class MigrationPort:
         self, known: _Known, number: int, vm: str, destination: str, let_go_within_ns: int, looks: bool
     ) -> None:
         def writes(pools: tuple[Pool, ...]) -> None:
-            self._send("dirty", (number, _bodies(pools)))
+            self._send("dirty", (number, pools))
 
         found = self._host.departures.begin(vm, writes)
         if isinstance(found, MigrationRefusal):
@@ -245,7 +245,7 @@ class MigrationPort:
         if spec.svsm and spec.machine.by_agents:
             memory_bytes += IMAGE_BYTES
         held = self._host.departures.zero_pages(vm) if looks else (0, 0)
-        known.said = self._send(_READY, (number, memory_bytes, _bodies(pools), self._platform(spec), *held))
+        known.said = self._send(_READY, (number, memory_bytes, pools, self._platform(spec), *held))
 
     def _seal(self, known: _Known, number: int, vm: str, certificates: bytes) -> None:
         if not self._is_new(known, number, _KEYS):
@@ -433,10 +433,6 @@ def is_attested(spec: GuestSpec) -> bool:
 
 
 _NAMES = {one.value: one.name for one in MigrationRefusal}
-
-
-def _bodies(pools: tuple[Pool, ...]) -> tuple[tuple[int, float], ...]:
-    return tuple([(pool.working_set_bytes, pool.write_bytes_per_s) for pool in pools])
 
 
 _ON_REQUEST = frozenset({Command.STAY, Command.LEAVE, Command.GIVE_BACK})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 from cluster.entity import CONTROL, Message
 from node.clock import Clock
 
@@ -12,17 +14,16 @@ _new = tuple.__new__
 class Outbox(list[Message]):
     """That of a host of this name; ``clock`` is its own."""
 
-    __slots__ = ("_clock", "_name", "_said")
+    __slots__ = ("_clock", "_name", "_numbers")
 
     def __init__(self, name: str, clock: Clock) -> None:
         super().__init__()
         self._name = name
         self._clock = clock
-        self._said = 0
+        self._numbers = count(1)
 
     def say(self, kind: str, fields: tuple[object, ...]) -> Message:
         """Put in a message of this kind with these fields, sent now."""
-        self._said += 1
-        message = _new(Message, (self._clock.now_ns, self._name, self._said, CONTROL, kind, fields))
+        message = _new(Message, (self._clock.now_ns, self._name, next(self._numbers), CONTROL, kind, fields))
         self.append(message)
         return message

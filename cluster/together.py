@@ -36,8 +36,8 @@ class Stretch(NamedTuple):
     acts_ns: int
 
 
-class _Seat:
-    """An entity's, as the run sees it."""
+class _Standing:
+    """How far an entity is, and what it promises."""
 
     __slots__ = ("advance", "answer", "beneath_ns", "entity", "next_ns", "number", "promise_ns")
 
@@ -62,7 +62,7 @@ class Together:
     def __init__(
         self, entities: Mapping[str, Entity], lookahead_ns: int, end_ns: int, clock: Callable[[], float]
     ) -> None:
-        self._seats = {name: _Seat(number, entity) for number, (name, entity) in enumerate(entities.items())}
+        self._seats = {name: _Standing(number, entity) for number, (name, entity) in enumerate(entities.items())}
         self._lookahead_ns = lookahead_ns
         self._end_ns = end_ns
         self._clock = clock
@@ -71,14 +71,14 @@ class Together:
         """By all."""
         self._acted_ns = -1
         """When the control plane acted last."""
-        self._first: list[tuple[int, int, _Seat | None]] = [
+        self._first: list[tuple[int, int, _Standing | None]] = [
             (seat.next_ns, seat.number, seat) for seat in self._seats.values() if seat.next_ns != NEVER
         ]
         self._first.append((NEVER, len(entities), None))  # Nobody's, so that there is always a first.
         heapify(self._first)
         self._heard: list[Message] = []
         """What hosts have said and the control plane has not acted on: a heap."""
-        self._moved: list[_Seat] = []
+        self._moved: list[_Standing] = []
         """Who has gone on since then."""
         self._soon, self._seldom = 1 + len(entities) // _OFTEN, 1 + len(entities) * _SELDOM
         self._often = self._soon
@@ -139,7 +139,7 @@ class Together:
                     if soonest_ns >= window_ns:
                         windows, window_ns = windows + 1, soonest_ns + lookahead_ns
                     # No other mail comes sooner: who has nothing to do before it answers in the same breath.
-                    at_once_ns = soonest_ns if soonest_ns < end_ns and left > len(mail) else -1
+                    at_once_ns = soonest_ns if soonest_ns < end_ns and len(mail) <= given else -1
                     for message in mail:
                         to = seats.get(message.receiver)
                         time_ns = message.time_ns
@@ -164,6 +164,8 @@ class Together:
                             heappush(first, (time_ns, to.number, to))
                         to.promise_ns = min(time_ns, to.promise_ns)
                         promised_ns = min(time_ns, promised_ns)
+                    if left < 1:  # After one more event the clock is looked at.
+                        given, left = given + 1 - left, 1
                 if heard and heard[0].time_ns < acts_ns:
                     acts_ns = heard[0].time_ns
                 continue

@@ -123,7 +123,7 @@ class Stream(Unmade):
     def __init__(self, state: VmState, session: bytes | StreamName) -> None:
         self.state = state
         self.session = session
-        self._shape = _shape(state)
+        self._shape = _shape_of(state)
         self._frames: tuple[bytes, ...] | None = None
 
     def made(self) -> tuple[bytes, ...]:
@@ -138,29 +138,26 @@ class Stream(Unmade):
         shape = self._shape
         if shape is None:
             return sum(map(len, self.made()))
-        size = _SIZES.get(shape)
-        if size is None:
-            if len(_SIZES) >= _MOST_KNOWN:
-                _SIZES.clear()
-            size = _SIZES[shape] = sum(map(len, self.made()))
+        if not shape.size_bytes:
+            shape.size_bytes = sum(map(len, self.made()))
             self._frames = None
-        return size
+        return shape.size_bytes
 
     def state_for(self, expected: Expected) -> VmState:
         """The VM, checked as its frames would be, which look at nothing but its shape. Raises FrameError."""
         # But for their names, which are compared, VMs of one shape have all in common that is looked at.
-        _, memory, blocks, _, *rest = expected
-        fits = None if self._shape is None else (self._shape, memory, blocks, *rest)
-        if self.state.vm == expected.vm and self.session == expected.session and fits in _FITTING:
+        vm, memory, blocks, session, *rest = expected
+        shape, besides = self._shape, (memory, blocks, *rest)
+        if shape is not None and besides in shape.fitting and self.state.vm == vm and self.session == session:
             return self.state
         reader = _Reader(expected)
         reader.expect_session(session_bytes(self.session))
         for kind, body in _bodies(self.state):
             reader.take_body(kind, body)
-        if fits is not None:
-            if len(_FITTING) >= _MOST_KNOWN:
-                _FITTING.clear()
-            _FITTING.add(fits)
+        if shape is not None:
+            if len(shape.fitting) >= _MOST_FITTING:
+                shape.fitting.clear()
+            shape.fitting.add(besides)
         return reader.state()
 
 
@@ -177,23 +174,40 @@ class PageDigests(Unmade):
         return page_digests(self.pages)
 
 
-_SIZES: dict[tuple[object, ...], int] = {}
-_FITTING: set[tuple[object, ...]] = set()
-"""Shapes that were what was expected."""
-_MOST_KNOWN = 4096
+class _Shape:
+    """What is known of streams whose frames are as long, each as the other's."""
+
+    __slots__ = ("fitting", "size_bytes")
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        """Of all frames; 0 as long as nobody has asked."""
+        self.fitting: set[tuple[object, ...]] = set()
+        """What was expected, besides names, where they were that."""
+
+
+_SHAPES: dict[tuple[object, ...], _Shape] = {}
+_MOST_SHAPES = 4096
+_MOST_FITTING = 64
 _MOST_IN_SHAPE = 64
 
 
-def _shape(state: VmState) -> tuple[object, ...] | None:
-    """What the lengths of a VM's frames follow from, for one that holds little; None for others."""
+def _shape_of(state: VmState) -> _Shape | None:
+    """The shape of a VM's stream, by all that lengths of frames follow from; None for one that holds a lot."""
     pages, blocks = state.pages, state.blocks
     if state.packets or state.sealed_areas or state.shared or state.told or len(pages) + len(blocks) > _MOST_IN_SHAPE:
         return None
-    return (
+    lengths = (
         len(state.vm.encode()), state.started, state.launched, state.reset_rips,
         *[VMSA_BYTES if type(one) is StoredArea else len(one) for one in state.save_areas], None,
         *[(gpa, len(data)) for gpa, data in pages], None, *[(lba, len(data)) for lba, data in blocks],
     )  # fmt: skip
+    shape = _SHAPES.get(lengths)
+    if shape is None:
+        if len(_SHAPES) >= _MOST_SHAPES:
+            _SHAPES.clear()
+        shape = _SHAPES[lengths] = _Shape()
+    return shape
 
 
 def bytes_of(frames: Stream | Iterable[bytes]) -> int:
