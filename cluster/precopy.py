@@ -16,10 +16,10 @@ leaves nothing, a machine is stopped that has hardly anything left.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import ceil, exp
 from typing import NamedTuple
 
 from cluster.units import DURATION
@@ -299,20 +299,17 @@ class Precopy:
             passed_s, dirty = (now_ns - looked_ns) * 1e-9, self._dirty
             for number, (size, bytes_per_s) in enumerate(self._pools):
                 before = dirty[number]
-                if before < size:
-                    grown = size - (size - before) * math.exp(-bytes_per_s * passed_s / size)
-                    if grown > before:
-                        dirty[number] = grown
+                dirty[number] = max(before, size - (size - before) * exp(-bytes_per_s * passed_s / size))
         elif self._unsent is None:
             return 0
-        dirty_bytes = math.ceil(sum(self._dirty)) if self._unsent is None else round(self._left().total)
+        dirty_bytes = ceil(sum(self._dirty)) if self._unsent is None else round(self._left().total)
         most_bytes = self.memory_bytes
         return dirty_bytes if dirty_bytes < most_bytes else most_bytes
 
     @property
     def _written_bytes(self) -> int:
         """Distinct bytes written since the log was read last, as of the last look."""
-        return min(self.memory_bytes, math.ceil(sum(self._dirty)))
+        return min(self.memory_bytes, ceil(sum(self._dirty)))
 
     @property
     def _read_ns(self) -> int:
@@ -388,7 +385,7 @@ class Precopy:
         for pool, share in self._missing_of(missing_bytes):
             x = pace * pool.touched_bytes_per_s * took_s / pool.working_set_bytes
             y = x * passed
-            gone = math.exp(-y)
+            gone = exp(-y)
             touched = 1.0 - gone - (1.0 - gone * (1.0 + y)) / x if x else 0.0
             faults += share * pool.working_set_bytes / PAGE_BYTES * touched * _untouched(pool, touched_ns)
         return faults
@@ -508,4 +505,4 @@ class Precopy:
 
 def _untouched(pool: _Touched, touched_ns: float) -> float:
     """The share of a pool that was not touched in a time."""
-    return math.exp(-pool.touched_bytes_per_s * touched_ns * 1e-9 / pool.working_set_bytes)
+    return exp(-pool.touched_bytes_per_s * touched_ns * 1e-9 / pool.working_set_bytes)
