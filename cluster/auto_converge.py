@@ -17,8 +17,8 @@ def slow_down(live: LiveMigrations, one: Migration) -> None:
     standing_still = precopy.throttle
     if guest.migration_handler and one.flow is not None:
         standing_still = settings.beside_handler(standing_still, one.flow.rate, guest.vcpus)
-    if precopy.rounds:
-        share = settings.log_share(precopy.rounds[-1].dirty_bytes_per_s, 1.0 - slowed[0], guest.vcpus)
+    if rounds := precopy.rounds:
+        share = settings.log_share(rounds[-1].dirty_bytes_per_s, 1.0 - slowed[0], guest.vcpus)
         standing_still = 1.0 - (1.0 - standing_still) * (1.0 - share)
     wanted = (standing_still, settings.dirty_limit_bytes_per_s)
     if wanted != slowed:

@@ -188,8 +188,7 @@ class LiveMigrations:
 
     def _begin(self, one: Migration, now_ns: int) -> None:
         one.started_ns = now_ns
-        if not self.step(one, _ADMITTED, now_ns):
-            raise AssertionError(one.phase)
+        self.step(one, _ADMITTED, now_ns)
 
     def on_ready(
         self, one: Migration, now_ns: int, memory_bytes: int, pools: tuple[tuple[int, float], ...],
@@ -197,7 +196,8 @@ class LiveMigrations:
     ) -> None:  # fmt: skip
         """The source logs dirty pages now. Of what it holds of the VM so many bytes are pages of zeros."""
         if one.phase is _PRE and one.precopy is None:
-            one.silence = 0 if one.ready is None else one.silence
+            if one.silence and one.ready is None:
+                one.silence = 0
             one.ready = memory_bytes, pools_of(pools) if pools else ()
             if platform:
                 one.platforms = {**one.platforms, one.source: platform}

@@ -70,36 +70,23 @@ class MigrationOrder(NamedTuple):
     """Where in the fleet the search for room begins."""
 
 
+_SOURCE, _ASKED, _UNFINISHED = Phase.SOURCE, Copying.ASKED, Outcome.UNFINISHED
+"""At hand: every move begins with them."""
 _NOTHING: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
 
 
 class Migration:
     """One migration. Times are virtual nanoseconds, -1 for not yet."""
 
-    # What a move has not come to, and most never do, stands here.
-    guest: GuestSpec | None = None
-    source: str = ""
-    destination: str = ""
-    path: Path = ()
-    """Between the two."""
-    phase: Phase = Phase.SOURCE
-    copying: Copying = Copying.ASKED
-    flow: Flow | None = None
-    """Its bytes that are under way on the fabric."""
-    outcome: Outcome = Outcome.UNFINISHED
-    reason: str = ""
-    started_ns: int = -1
-    ended_ns: int = -1
-    stopped_ns: int = -1
-    resumed_ns: int = -1
-    precopy: Precopy | None = None
-    ready: tuple[int, tuple[Pool, ...]] | None = None
-    """The source's memory and pools, once it has said so."""
-    has_place: bool = False
+    __slots__ = (
+        "__dict__", "certificates", "copying", "destination", "ended_ns", "final_bytes", "flow", "flow_bytes",
+        "frame_bytes", "guest", "has_place", "history", "luggage", "number", "order", "ordered_ns", "outcome", "over",
+        "pages_checked", "path", "phase", "precopy", "ready", "reason", "resumed_ns", "source", "started_ns",
+        "stopped_ns", "wire_bytes",
+    )  # fmt: skip
+    # What most moves never come to stands here, and not in each of them.
     platforms: Mapping[str, tuple[Any, ...]] = _NOTHING
     """What both hosts say of themselves where firmware carries the VM, by name of the host."""
-    certificates: bytes = b""
-    """The target's platform's, for the source's firmware."""
     agreed: bool = False
     """Both firmwares have the same keys."""
     unserved: tuple[str, ...] = ()
@@ -139,15 +126,6 @@ class Migration:
     """Of its memory, pages of zeros, of which only the news goes over the network."""
     unsent_zero_bytes: int = 0
     """Of those, what no round had sent when the VM was stopped."""
-    wire_bytes: int = 0
-    """Put on the network, compressed."""
-    flow_bytes: int = 0
-    """Memory that the present flow brings."""
-    final_bytes: int = 0
-    frame_bytes: int = 0
-    pages_checked: int = 0
-    luggage: tuple[Any, ...] = ()
-    """Frames, digests and books between the two hosts."""
     silence: int = 0
     """How often something was said again in the present phase."""
     unanswered: frozenset[Report] = frozenset()
@@ -173,6 +151,36 @@ class Migration:
         """Told when it has ended."""
         self.history: list[tuple[Phase, int]] = []
         """Every phase that it entered, and when."""
+        self.guest: GuestSpec | None = None
+        self.source = ""
+        self.destination = ""
+        self.path: Path = ()
+        """Between the two."""
+        self.phase = _SOURCE
+        self.copying = _ASKED
+        self.flow: Flow | None = None
+        """Its bytes that are under way on the fabric."""
+        self.outcome = _UNFINISHED
+        self.reason = ""
+        self.started_ns = -1
+        self.ended_ns = -1
+        self.stopped_ns = -1
+        self.resumed_ns = -1
+        self.precopy: Precopy | None = None
+        self.ready: tuple[int, tuple[Pool, ...]] | None = None
+        """The source's memory and pools, once it has said so."""
+        self.has_place = False
+        self.certificates = b""
+        """The target's platform's, for the source's firmware."""
+        self.wire_bytes = 0
+        """Put on the network, compressed."""
+        self.flow_bytes = 0
+        """Memory that the present flow brings."""
+        self.final_bytes = 0
+        self.frame_bytes = 0
+        self.pages_checked = 0
+        self.luggage: tuple[Any, ...] = ()
+        """Frames, digests and books between the two hosts."""
 
     def let_go(self, at_ns: int) -> None:
         """The guest trusts none of its devices any more."""

@@ -16,10 +16,10 @@ leaves nothing, a machine is stopped that has hardly anything left.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from math import ceil, exp
 from typing import NamedTuple
 
 from cluster.units import DURATION
@@ -222,6 +222,9 @@ class Precopy:
     """One migration's rounds. The caller moves the bytes and says when they are through."""
 
     # What most moves never change stands here.
+    _pools: tuple[Pool, ...] = ()
+    _is_written = False
+    """Whether the guest has written anything, or will."""
     _sends: list[float] | None = None
     """Of each pool, what the present round sends; None for the first, which sends all memory."""
     _unsent: Unsent | None = None
@@ -242,16 +245,16 @@ class Precopy:
         self.rounds: list[Round] = []
         self.memory_bytes = memory_bytes
         self._settings = settings
-        self._pools = tuple(pools)
-        self._is_written = any(bytes_per_s for _, bytes_per_s in pools)
-        """Whether the guest has written anything, or will."""
-        self._dirty = [0.0] * len(self._pools)
+        self._dirty: list[float] = []
         """Bytes of each pool written since the log was read last."""
-        self._looked_ns = now_ns
-        self._began_ns = now_ns
-        self._first_ns = now_ns
+        self._looked_ns = self._began_ns = self._first_ns = now_ns
         self._size_bytes = memory_bytes
-        self._best_bytes, self._best_ns = memory_bytes, now_ns
+        if pools:
+            self._pools = tuple(pools)
+            for _, bytes_per_s in pools:
+                self._dirty.append(0.0)
+                if bytes_per_s:
+                    self._is_written = True
 
     @property
     def began_ns(self) -> int:
@@ -296,19 +299,17 @@ class Precopy:
             passed_s, dirty = (now_ns - looked_ns) * 1e-9, self._dirty
             for number, (size, bytes_per_s) in enumerate(self._pools):
                 before = dirty[number]
-                if before < size:
-                    grown = size - (size - before) * math.exp(-bytes_per_s * passed_s / size)
-                    if grown > before:
-                        dirty[number] = grown
+                dirty[number] = max(before, size - (size - before) * exp(-bytes_per_s * passed_s / size))
         elif self._unsent is None:
             return 0
-        dirty_bytes = math.ceil(sum(self._dirty)) if self._unsent is None else round(self._left().total)
-        return dirty_bytes if dirty_bytes < self.memory_bytes else self.memory_bytes
+        dirty_bytes = ceil(sum(self._dirty)) if self._unsent is None else round(self._left().total)
+        most_bytes = self.memory_bytes
+        return dirty_bytes if dirty_bytes < most_bytes else most_bytes
 
     @property
     def _written_bytes(self) -> int:
         """Distinct bytes written since the log was read last, as of the last look."""
-        return min(self.memory_bytes, math.ceil(sum(self._dirty)))
+        return min(self.memory_bytes, ceil(sum(self._dirty)))
 
     @property
     def _read_ns(self) -> int:
@@ -384,7 +385,7 @@ class Precopy:
         for pool, share in self._missing_of(missing_bytes):
             x = pace * pool.touched_bytes_per_s * took_s / pool.working_set_bytes
             y = x * passed
-            gone = math.exp(-y)
+            gone = exp(-y)
             touched = 1.0 - gone - (1.0 - gone * (1.0 + y)) / x if x else 0.0
             faults += share * pool.working_set_bytes / PAGE_BYTES * touched * _untouched(pool, touched_ns)
         return faults
@@ -464,6 +465,15 @@ class Precopy:
             more = self.throttle + settings.throttle_more if self.throttle else settings.throttle_first
             self.throttle = min(settings.throttle_most, more)
 
+    @property
+    def _best_ns(self) -> int:
+        """When a round ended last with less left than each before it."""
+        least, best_ns = self.memory_bytes, self._first_ns
+        for one in self.rounds:
+            if one.left_bytes < least:
+                least, best_ns = one.left_bytes, one.ended_ns
+        return best_ns
+
     def round_done(self, now_ns: int) -> Verdict:
         """The present round is through: what follows. After NEXT, ``size_bytes`` is what the next one sends."""
         settings, rounds, began_ns = self._settings, self.rounds, self._began_ns
@@ -474,11 +484,11 @@ class Precopy:
         self._carried = carried_bytes, took_ns
         read_ns = rounds[-1].ended_ns if rounds else self._first_ns
         rounds.append(_new(Round, (self._size_bytes, began_ns, now_ns, left, written_bytes, read_ns)))
-        if left < self._best_bytes:
-            self._best_bytes, self._best_ns = left, now_ns
         if left < HARDLY_ANYTHING_BYTES and not (left and settings.limit_can_be_met):
             return _STOP
-        limit_ns = settings.downtime_limit_at(now_ns - self._first_ns, self.memory_bytes)
+        limit_ns: float = settings.downtime_limit_ns
+        if settings.downtime_steps > 1:
+            limit_ns = settings.downtime_limit_at(now_ns - self._first_ns, self.memory_bytes)
         if left * took_ns <= (limit_ns - settings.fixed_downtime_ns) * carried_bytes:
             return _STOP
         if len(rounds) >= settings.max_rounds:
@@ -495,4 +505,4 @@ class Precopy:
 
 def _untouched(pool: _Touched, touched_ns: float) -> float:
     """The share of a pool that was not touched in a time."""
-    return math.exp(-pool.touched_bytes_per_s * touched_ns * 1e-9 / pool.working_set_bytes)
+    return exp(-pool.touched_bytes_per_s * touched_ns * 1e-9 / pool.working_set_bytes)
