@@ -20,7 +20,7 @@ from cluster.commit_record import CommitRecord
 from cluster.entity import NEVER
 from cluster.fabric import Fabric, Flow
 from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Event, Phase, Report
-from cluster.migration import Copying, Due, Migration, MigrationOrder, Outcome, Patience
+from cluster.migration import Copying, Due, Migration, MigrationOrder, Outcome, Patience, outcome_of
 from cluster.migration_admission import Admission
 from cluster.migration_commands import AWAITED, ROWS, TELL
 from cluster.placement import FirstFit
@@ -225,14 +225,14 @@ class LiveMigrations:
     def on_stays(self, one: Migration, now_ns: int, name: str, _: str) -> None:
         """The source refuses."""
         if one.phase in (Phase.PRE, Phase.PAUSED):
-            self.fail(one, Outcome.REFUSED, now_ns, name)
+            self.fail(one, outcome_of(name, Outcome.REFUSED), now_ns, name)
 
     def on_sealed(self, one: Migration, now_ns: int, wrong: str | None, session: bytes) -> None:
         """The source's firmware has agreed to send, or has not."""
         if one.phase is not Phase.PRE or one.agreed:
             return
         if wrong is not None:
-            self.fail(one, Outcome.REFUSED, now_ns, wrong)
+            self.fail(one, outcome_of(wrong, Outcome.REFUSED), now_ns, wrong)
             return
         one.silence = 0
         self.send(one.destination, "open", (one.number, one.order.vm, session))
@@ -242,7 +242,7 @@ class LiveMigrations:
         if one.phase is not Phase.PRE or one.agreed:
             return
         if wrong is not None:
-            self.fail(one, Outcome.REFUSED, now_ns, wrong)
+            self.fail(one, outcome_of(wrong, Outcome.REFUSED), now_ns, wrong)
             return
         one.agreed = True
         self._begin_copying(one, now_ns)
@@ -444,7 +444,7 @@ class LiveMigrations:
             elif wrong is None:
                 self._stays(one, Outcome.TARGET_LOST, now_ns, f"{one.destination} had nothing of it any more")
             else:
-                self._stays(one, Outcome.SPOILED, now_ns, wrong)
+                self._stays(one, outcome_of(wrong, Outcome.SPOILED), now_ns, wrong)
 
     def on_runs(self, one: Migration, now_ns: int, resumed_ns: int) -> None:
         """The VM runs at the target."""

@@ -12,6 +12,7 @@ from cluster.fabric import Flow, Path
 from cluster.hand_over import Phase, Report
 from cluster.precopy import Precopy
 from node.dirty_rates import Pool
+from node.frame_allocator import OutOfMemory
 from node.guest import GuestSpec
 
 
@@ -41,6 +42,7 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     """The source will not or cannot move the VM."""
     NO_ROOM = "no room"
+    """No host has room, or one of the two had no more memory in the middle, and the VM went on at the source."""
     CANCELLED = "cancelled"
     ROUND_CAP = "round cap"
     SPOILED = "spoiled"
@@ -58,6 +60,11 @@ class Outcome(StrEnum):
     """The connection between the two hosts broke; the VM went on at the source."""
     UNFINISHED = "unfinished"
     """The run was over first."""
+
+
+def outcome_of(wrong: str, otherwise: Outcome) -> Outcome:
+    """How a move ends that a host broke off and said why: where its memory did not do there was no room."""
+    return Outcome.NO_ROOM if wrong.startswith(OutOfMemory.SAYS) else otherwise
 
 
 class MigrationOrder(NamedTuple):

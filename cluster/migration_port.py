@@ -18,6 +18,7 @@ from cluster.guest_body import GuestBody, guest_of
 from cluster.hand_over import HOST, REMEMBERED, Command, Holding, Mine, Report
 from node.departures import Stopped
 from node.dirty_rates import Pool
+from node.frame_allocator import OutOfMemory
 from node.guest import GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.host import Host
@@ -300,7 +301,7 @@ class MigrationPort:
         reads = tuple(self._host.departures.reads(vm)) if ahead else ()
 
         def failed(why: str) -> None:
-            known.said = self._send("stays", (number, _NAMES.get(why, "NOT_SENT"), why))
+            known.said = self._send("stays", (number, _NAMES.get(why, _unnamed(why)), why))
 
         def done(stopped: Stopped | None) -> None:
             if not known.has(_STANDS, number):
@@ -425,6 +426,11 @@ class MigrationPort:
         "seal": _seal, "open": _open, "round": _round, "slow": _slow, "ahead": _ahead, "stall": _stall,
     }  # fmt: skip
     """What is asked of both hosts between the rows of the hand-over, of the move that they are in."""
+
+
+def _unnamed(why: str) -> str:
+    """What is told of a stop that went wrong in a way that has no name: what memory it lacked."""
+    return why if why.startswith(OutOfMemory.SAYS) else "NOT_SENT"
 
 
 def is_attested(spec: GuestSpec) -> bool:

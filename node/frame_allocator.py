@@ -19,10 +19,13 @@ Pieces = Sequence[tuple[int, int]]
 
 
 class OutOfMemory(Exception):
-    """The host has not that much free memory."""
+    """The host has not that much free memory, or not as it is wanted: ``how`` says that."""
 
-    def __init__(self, wanted_bytes: int, free_bytes: int) -> None:
-        super().__init__(f"memory: {wanted_bytes} bytes wanted, {free_bytes} free")
+    SAYS = "memory: "
+    """What its text begins with, wherever that goes on to."""
+
+    def __init__(self, wanted_bytes: int, free_bytes: int, how: str = "") -> None:
+        super().__init__(f"{self.SAYS}{wanted_bytes} bytes wanted{how}, {free_bytes} free")
 
 
 def joined(pieces: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

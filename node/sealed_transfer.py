@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from node import operations as op
 from node.agent_transfer import BY_AGENT, let_go, meet, meet_sender, take_back
 from node.expected_answers import expect_done, expect_success, octets
-from node.frame_allocator import joined
+from node.frame_allocator import OutOfMemory, joined
 from node.generation import Generation
 from node.handler_transfer import meet_source, meet_target, stays
 from node.hypervisor_port import Answers, Batch, ExportTask, LaunchRefused, ReceiveTask, Task
@@ -84,7 +84,7 @@ def _frames(self: Hypervisor, record: LaunchedVm) -> int:
         length = PAGES * PAGE_BYTES
         spa = self.frames.allocate_run(length, PAGE_BYTES)
         if spa is None:
-            raise LaunchRefused(f"memory: {length} bytes wanted in a row, {self.frames.free_bytes} free")
+            raise LaunchRefused(str(OutOfMemory(length, self.frames.free_bytes, " in a row")))
         record.transfer = spa
         record.small += range(spa, spa + length, PAGE_BYTES)
     return record.transfer

@@ -60,7 +60,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     host.add_argument("--allow-masked-chip-id", action="store_true", help="believe a host that hides its chip id")
     _add(host, "--min-tcb", _floor("min-tcb"), None, "NAME=N,...", "floor for fmc, bootloader, tee, snp, microcode")
     _add(host, "--pinned-tcb", _floor("pinned-tcb"), None, "NAME=N,...", "levels that must be those reported")
-    _add(host, "--min-launch-tcb", _floor("min-launch-tcb"), None, "NAME=N,...", "the same when the guest was launched")
+    described = "the same when the guest was launched (with --agent: that of --min-tcb)"
+    _add(host, "--min-launch-tcb", _floor("min-launch-tcb"), None, "NAME=N,...", described)
     _add(host, "--min-firmware", _version, None, "A.B.C", "lowest committed firmware version")
     host.add_argument("--no-provisional", action="store_true", help="refuse firmware that is not committed")
     bits = number("platform-set", 64)
@@ -165,6 +166,10 @@ def _expectations(arguments: argparse.Namespace) -> Expectations:
     def any_of(values: list[bytes] | None) -> frozenset[bytes] | None:
         return None if values is None else frozenset(values)
 
+    launch_tcb = arguments.min_launch_tcb
+    if launch_tcb is None and arguments.agent is not None:
+        # Who may be moved may have been launched under older firmware than it is under now.
+        launch_tcb = arguments.min_tcb
     return Expectations(
         product=arguments.product,
         chip_ids=any_of(arguments.chip_id),
@@ -188,7 +193,7 @@ def _expectations(arguments: argparse.Namespace) -> Expectations:
         min_guest_svn=arguments.min_svn,
         min_tcb=arguments.min_tcb,
         pinned_tcb=arguments.pinned_tcb,
-        min_launch_tcb=arguments.min_launch_tcb,
+        min_launch_tcb=launch_tcb,
         min_firmware=arguments.min_firmware,
         provisional_allowed=not arguments.no_provisional,
         report_data=arguments.report_data,

@@ -70,6 +70,20 @@ def test_a_guest_that_nobody_may_move_needs_no_agent_of_the_list(judge):
     assert [line.split()[2] for line in lines if "MIGRATION_AGENT_UNLISTED " in line] == ["not"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [((), "not"), (("--agent", "00" * 32), "ok"), (("--agent", "00" * 32, "--min-launch-tcb", "snp=8"), "ok")],
+)
+def test_the_lowest_tcb_is_that_of_the_launch_too_where_a_guest_may_have_been_launched_elsewhere(
+    judge, arguments, word
+):
+    code, lines = judge("-v", "--min-tcb", "snp=8,microcode=115", *arguments)
+    assert code == 0
+    assert [line.split()[3] for line in lines if "LAUNCH_TCB_LOW " in line] == [word]
+    code, lines = judge("--min-tcb", "snp=8", "--min-launch-tcb", "snp=9", *arguments[:2])
+    assert lines[-1].startswith("rejected: LAUNCH_TCB_LOW (")
+
+
 def test_a_debugged_guest_is_refused(judge):
     code, lines = judge("-v", report="milan-v2-report-a.bin")
     assert code == 1

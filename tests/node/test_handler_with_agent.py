@@ -1,6 +1,7 @@
 """A handler in its guest's SVSM, and agents of its hosts."""
 
 import dataclasses
+from contextlib import nullcontext
 
 import msgpack
 import pytest
@@ -13,13 +14,14 @@ from test_sealed_transfer import certificates, kept, laid, opened, sealed
 from toy_guests import SECOND, make_host, run
 
 from cluster.agent_certificates import with_own_chain
-from node import handler_transfer
+from node import handler_transfer, migration_handler
 from node.agent_messages import AgentRefusal, Hello, Voucher
-from node.agent_transfer import AGENT, greet, order_agent
+from node.agent_transfer import AGENT, greet, order_agent, own_report
 from node.guest import GuestState
 from node.handler_transfer import handler_greets
 from node.hypervisor_port import LaunchRefused
 from node.migration_agent import MigrationAgent
+from node.migration_handler import _has_become
 from node.migration_refusal import MigrationRefusal
 from node.packing import packed
 from psp import command_buffers as buffers
@@ -181,6 +183,49 @@ def test_a_handler_takes_no_word_for_its_agent_s_that_no_report_of_its_has(ready
         assert sealed(here, "vm", shown_by(here, there)) == (MigrationRefusal.HANDLER_REFUSES, b"")
     here.departures.cancel("vm")
     ends_well(here, expected)
+
+
+def test_what_its_agent_said_for_a_key_that_it_had_before_a_handler_takes_for_none_that_it_has(ready, monkeypatch):
+    """A hypervisor that kept it could have an older peer believed that its agent would not believe any more."""
+    here, there = ready
+    honest, kept = handler_transfer.order_agent, []
+
+    def replays(hypervisor, order, *rest):
+        said = yield from honest(hypervisor, order, *rest)
+        if order != "vouch":
+            return said
+        kept.append(said)
+        return kept[0]
+
+    monkeypatch.setattr(handler_transfer, "order_agent", replays)
+    for expected in (None, MigrationRefusal.HANDLER_REFUSES):
+        assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
+        assert sealed(here, "vm", shown_by(here, there))[0] == expected
+        here.departures.cancel("vm")
+        there.arrivals.abandon("vm")
+        run(there, there.now_ns + SECOND)
+        run(here, here.now_ns + SECOND)
+    assert len(kept) == 2
+
+
+def report_bit(report, at):
+    """The report with another bit in the byte at an offset."""
+    return report[:at] + bytes([report[at] ^ 1]) + report[at + 1 :]
+
+
+@pytest.mark.parametrize("at", [None, 0x08, 0x90, 0x140], ids=["the same", "policy", "measurement", "report id"])
+def test_an_image_that_was_to_become_a_guest_goes_on_as_no_other(at, monkeypatch):
+    host = with_agent("here")
+    report = host.tasks.at_once(own_report(host.hypervisor))
+
+    def asked(*_):
+        return report if at is None else report_bit(report, at)
+        yield
+
+    monkeypatch.setattr(migration_handler, "asked_report", asked)
+    steps = _has_become(parse_report(report, Trail()))
+    with nullcontext() if at is None else pytest.raises(AgentRefusal, match="not the guest that it hands over"):
+        assert list(steps) == []
 
 
 def test_a_handler_believes_no_agent_but_its_own(ready, monkeypatch):

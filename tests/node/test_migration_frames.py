@@ -146,6 +146,25 @@ def forged(sequence, kind, body):
     return msgpack.packb((2, NO_SESSION, sequence, kind, len(packed), checksum, packed))
 
 
+FIELDS = ("version", "session", "sequence", "kind", "length", "checksum", "body")
+OTHER_TYPES = (2.0, "2", True, None, b"2", (2,), {"2": 2})
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("value", OTHER_TYPES, ids=repr)
+def test_a_field_of_another_type_is_refused_by_name_whatever_it_equals(field, value):
+    """2.0 is 2 to who does not look, and so is True 1."""
+    frames = [list(msgpack.unpackb(forged(number, kind, body), use_list=False))
+              for number, (kind, body) in enumerate([(1, HEAD), (2, (0, bytes(PAGE)))])]  # fmt: skip
+    at = FIELDS.index(field)
+    if type(frames[1][at]) is type(value):
+        return
+    frames[1][at] = value
+    wanted = "int" if at in (0, 2, 3, 4) else "bytes"
+    with pytest.raises(FrameError, match=f"^frame 1: {field}: expected {wanted}, got"):
+        back([msgpack.packb(frame) for frame in frames])
+
+
 HEAD = ("vm", (True,), (), (0,))
 
 

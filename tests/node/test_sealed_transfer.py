@@ -245,6 +245,23 @@ def test_what_was_called_off_is_not_sent_without_a_new_agreement():
         here.tasks.at_once(here.hypervisor.export("vm", (True,), ()))
 
 
+@pytest.mark.parametrize("change", [lambda one: one[:-1], lambda one: one + b"\0", lambda _: b"", lambda one: one * 2])
+def test_a_session_of_another_length_is_opened_by_nobody_and_the_guest_goes_on_at_the_source(change):
+    here, there = hosts()
+    guest = start(here, "vm", SEV, "ledger", units=UNITS)
+    run(here, 2_000_000)
+    assert not isinstance(here.departures.begin("vm", lambda _: None), MigrationRefusal)
+    wrong, session = sealed(here, "vm", certificates(there, guest.spec))
+    assert wrong is None
+    commands, changed = dict(there.tasks.psp_queue.counts), change(session)
+    assert opened(there, "vm", changed) == f"session: expected {len(session)} bytes, got {len(changed)}"
+    assert there.tasks.psp_queue.counts == commands
+    there.arrivals.abandon("vm")
+    here.departures.cancel("vm")
+    run(here)
+    assert guest.vcpus[0].registers.r13 == UNITS
+
+
 def test_packets_of_another_session_are_refused():
     here, there = hosts()
     start(here, "vm", SEV, "ledger", units=UNITS)
