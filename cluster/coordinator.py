@@ -46,6 +46,12 @@ from cluster.layout import Layout
 from cluster.together import Together
 
 PROGRESS_S = 1.0
+_AT_FIRST = 16
+"""Acts of the control plane after each of which whoever wants to may end a run where all are in this process.
+
+Who asks for an end before a run begins, or as it does, gets little more than that. Later calls end when they have taken
+long enough, or each act would cost as much again.
+"""
 
 
 UNBOUNDED = NEVER
@@ -145,7 +151,8 @@ class Coordinator:
         """The same where everybody is here: without windows, mail and answers go from hand to hand."""
         acts_ns, watched = self._following_ns, self._should_stop is not None or self._on_progress is not None
         while True:
-            events, acts, next_ns, acts_ns = together.go_on(self._control, acts_ns, until_acted=watched)
+            soon = watched and self._acts < _AT_FIRST
+            events, acts, next_ns, acts_ns = together.go_on(self._control, acts_ns, until_acted=soon)
             self._calls += 1
             self._events += events
             self._acts += acts

@@ -381,3 +381,25 @@ def test_a_run_that_is_asked_to_stop_when_all_is_done_is_whole(windows: bool) ->
     assert ran(stop_in=whole.calls) == whole
     before = ran(stop_in=whole.calls - 1)
     assert (before.stopped, before.calls) == ("enough", whole.calls - 1)
+
+
+def test_a_run_that_somebody_watches_asks_after_each_of_the_first_acts_and_then_as_time_goes_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def watched(look_s: float) -> CoordinatorResult:
+        """Its clock goes on by so much whenever somebody looks at it."""
+        layout, hosts = InlineLayout(), toys()
+        plane = ToyControl(tuple(toy.name for toy in hosts), calls=tuple(range(100, END_NS, 100)))
+        layout.start(toy_hosts.build_toy, [(toy.name, toy.pack()) for toy in hosts])
+        together = layout.together(LOOKAHEAD_NS, END_NS)
+        looks = itertools.count()
+        together._clock = lambda: look_s * next(looks)
+        monkeypatch.setattr(layout, "together", lambda *_: together)
+        return Coordinator(layout, plane, LOOKAHEAD_NS, END_NS, should_stop=lambda: None).run()
+
+    quick = watched(look_s=1e-9)
+    assert quick.control_plane_acts > 100
+    assert 16 < quick.calls <= 18
+    slow = watched(look_s=0.1)
+    assert slow.control_plane_acts == quick.control_plane_acts
+    assert slow.calls > 30
