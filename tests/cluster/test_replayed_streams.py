@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cluster.entity import CONTROL, Message
 from cluster.guest_body import guest_body
 from cluster.hand_over import Command, Report
 from cluster.migration_port import MigrationPort
@@ -30,13 +31,22 @@ class Node:
         spec = HostSpec(name, PRODUCTS["Milan"], 1 << 30, 99, 1, 60 * SECOND)
         self.host = Host(spec, PROGRAMS, {"auto": laboratory_image()}, load_cost_table())
         self.said: list[tuple[str, tuple[Any, ...]]] = []
-        self.port = MigrationPort(self.host, lambda kind, fields: self.said.append((kind, fields)))
+        self.port = MigrationPort(self.host, self.send, self.unheard)
+
+    def send(self, kind: str, fields: tuple[Any, ...]) -> Message:
+        """Where it says something."""
+        self.said.append((kind, fields))
+        return Message(self.host.now_ns, self.host.spec.name, len(self.said), CONTROL, kind, fields)
+
+    def unheard(self, message: Message) -> None:
+        """What is not of a move."""
+        raise AssertionError(message)
 
     def told(self, kind: str, *fields: Any) -> tuple[str, tuple[Any, ...]]:
         """What it says to a command, once it has carried it out."""
         before = len(self.said)
-        self.port.receive(kind, fields)
         env = self.host.clock.env
+        self.port.receive(Message(env.now, CONTROL, 0, self.host.spec.name, kind, fields))
         env.run(until=env.now + SECOND)
         assert len(self.said) == before + 1, self.said[before:]
         return self.said[-1]
