@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cluster.hand_over import Phase
-from cluster.migration import Copying, Due, Migration, Outcome
+from cluster.migration import Due, Migration, Outcome
 from cluster.post_copy import lose, pause, settle
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def break_round_off(live: LiveMigrations, one: Migration, now_ns: int) -> None:
     """The present round goes no further, or the next one does not begin: what it was to send is left."""
     assert one.precopy is not None
     sent_bytes = 0
-    if one.copying is Copying.ROUND:
+    if one.flow is not None or one.unserved:
         sent_bytes = break_off(live, one, now_ns) if one.flow is not None else one.precopy.size_bytes
         one.told_bytes = one.precopy.size_bytes - sent_bytes
     one.unserved = ()

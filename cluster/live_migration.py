@@ -20,7 +20,7 @@ from cluster.commit_record import CommitRecord
 from cluster.entity import NEVER
 from cluster.fabric import Fabric, Flow
 from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Event, Phase, Report
-from cluster.migration import Copying, Due, Migration, MigrationOrder, Outcome, Patience, outcome_of
+from cluster.migration import Due, Migration, MigrationOrder, Outcome, Patience, outcome_of
 from cluster.migration_admission import Admission
 from cluster.migration_commands import AWAITED, ROWS, TELL
 from cluster.placement import FirstFit
@@ -45,7 +45,7 @@ _NO_POST_COPY = ", and post-copy is not for memory that firmware carries"
 _PRE, _STANDS, _DRAINING, _DOUBTED = Phase.PRE, Phase.STOPPED, Phase.DRAINING, Phase.DOUBTED
 _ADMITTED, _ROUNDS_DONE, _STOPPED = Event.ADMITTED, Event.ROUNDS_DONE, Event.STOPPED
 _CARRIED, _WHOLE, _RUNS = Event.CARRIED, Event.WHOLE, Event.RUNS
-_ROUND, _BETWEEN, _LOG_READ = Copying.ROUND, Copying.BETWEEN, Due.LOG_READ
+_LOG_READ = Due.LOG_READ
 _NEXT, _STOP, _COMPLETED = Verdict.NEXT, Verdict.STOP, Outcome.COMPLETED
 
 
@@ -203,7 +203,7 @@ class LiveMigrations:
                 one.platforms = {**one.platforms, one.source: platform}
             elif self.settings.zero_share is not None:
                 one.zero_bytes = zero_bytes + self.settings.zeros_among(memory_bytes - held_bytes)
-            if one.has_place:
+            if one.certificates is not None:
                 self._begin_copying(one, now_ns)
 
     def on_place(
@@ -216,7 +216,7 @@ class LiveMigrations:
             refusal = MigrationRefusal.of(wrong)
             self.fail(one, Outcome.REFUSED if refusal else Outcome.NO_ROOM, now_ns, refusal.name if refusal else wrong)
             return
-        one.has_place, one.certificates = True, certificates
+        one.certificates = certificates
         if platform:
             one.platforms = {**one.platforms, one.destination: platform}
         if one.ready is not None:
@@ -275,7 +275,6 @@ class LiveMigrations:
             return
         if self.settings.dirty_limit_bytes_per_s:
             slow_down(self, one)
-        one.copying = _BETWEEN
         if begins_ns > now_ns:
             self.plan(begins_ns, _LOG_READ, one)
         else:
@@ -285,7 +284,7 @@ class LiveMigrations:
 
     def on_log_read(self, one: Migration, _: Phase, now_ns: int) -> None:
         """The dirty log has been read: the next round begins, if one is to."""
-        if one.phase is not _PRE or one.copying is not _BETWEEN:
+        if one.phase is not _PRE:
             return
         precopy, guest = one.precopy, one.guest
         assert precopy is not None
@@ -293,7 +292,6 @@ class LiveMigrations:
         if not self.is_whole and self.is_cut_off(one):
             give_up(self, one, now_ns)
             return
-        one.copying = _ROUND
         zero_bytes = 0 if precopy.rounds else one.zero_bytes  # A page that was written is taken to hold something.
         self.start_flow(one, precopy.begin(now_ns, zero_bytes), now_ns, zero_bytes)
         if guest.migration_handler:
@@ -334,7 +332,6 @@ class LiveMigrations:
             self.step(one, _ROUNDS_DONE, now_ns)
         elif verdict is _NEXT:
             slow_down(self, one)
-            one.copying = _BETWEEN
             self.plan(now_ns + precopy.between_rounds_ns, _LOG_READ, one)
         elif verdict is Verdict.GO_AHEAD and not one.platforms:
             one.ahead = True

@@ -16,15 +16,6 @@ from node.frame_allocator import OutOfMemory
 from node.guest import GuestSpec
 
 
-class Copying(StrEnum):
-    """What a move does in its phase PRE."""
-
-    ASKED = "asked"
-    """Both hosts have been told."""
-    ROUND = "round"
-    BETWEEN = "between rounds"
-
-
 class Due(IntEnum):
     """What a move waits for in time; what is due at one time is done in this order."""
 
@@ -77,7 +68,7 @@ class MigrationOrder(NamedTuple):
     """Where in the fleet the search for room begins."""
 
 
-_SOURCE, _ASKED, _UNFINISHED = Phase.SOURCE, Copying.ASKED, Outcome.UNFINISHED
+_SOURCE, _UNFINISHED = Phase.SOURCE, Outcome.UNFINISHED
 """At hand: every move begins with them."""
 _NOTHING: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
 
@@ -86,10 +77,9 @@ class Migration:
     """One migration. Times are virtual nanoseconds, -1 for not yet."""
 
     __slots__ = (
-        "__dict__", "certificates", "copying", "destination", "ended_ns", "final_bytes", "flow", "flow_bytes",
-        "frame_bytes", "guest", "has_place", "history", "luggage", "number", "order", "ordered_ns", "outcome", "over",
-        "pages_checked", "path", "phase", "precopy", "ready", "reason", "resumed_ns", "source", "started_ns",
-        "stopped_ns", "wire_bytes",
+        "__dict__", "certificates", "destination", "ended_ns", "final_bytes", "flow", "flow_bytes", "frame_bytes",
+        "guest", "history", "luggage", "number", "order", "ordered_ns", "outcome", "over", "pages_checked", "path",
+        "phase", "precopy", "ready", "reason", "resumed_ns", "source", "started_ns", "stopped_ns", "wire_bytes",
     )  # fmt: skip
     # What most moves never come to stands here, and not in each of them.
     platforms: Mapping[str, tuple[Any, ...]] = _NOTHING
@@ -164,7 +154,6 @@ class Migration:
         self.path: Path = ()
         """Between the two."""
         self.phase = _SOURCE
-        self.copying = _ASKED
         self.flow: Flow | None = None
         """Its bytes that are under way on the fabric."""
         self.outcome = _UNFINISHED
@@ -176,9 +165,8 @@ class Migration:
         self.precopy: Precopy | None = None
         self.ready: tuple[int, tuple[Pool, ...]] | None = None
         """The source's memory and pools, once it has said so."""
-        self.has_place = False
-        self.certificates = b""
-        """The target's platform's, for the source's firmware."""
+        self.certificates: bytes | None = None
+        """The target's platform's, for the source's firmware, or none of them: known once the target keeps a place."""
         self.wire_bytes = 0
         """Put on the network, compressed."""
         self.flow_bytes = 0
@@ -202,6 +190,11 @@ class Migration:
         """Bytes on the network for each of memory, in what is under way."""
         assert self.flow is not None
         return max(_LEAST_RATIO, self.flow.size / self.flow_bytes if self.flow_bytes else 0.0)
+
+    @property
+    def has_place(self) -> bool:
+        """Whether the target keeps a place."""
+        return self.certificates is not None
 
     @property
     def is_over(self) -> bool:
