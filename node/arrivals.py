@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from node.disk import blocks_of
+from node.firmware_image import FirmwareImage
 from node.generation import CAPABILITIES, Generation
-from node.guest import Guest, GuestSpec, GuestState
+from node.guest import GONE, Guest, GuestSpec, GuestState
 from node.guest_books import GuestBooks
 from node.guest_memory_map import memory_map
 from node.host_events import HostEvent
@@ -52,6 +53,8 @@ Shown = Callable[[str | None, bytes], None]
 _ARRIVING, _RUNNING, _PAUSED = GuestState.ARRIVING, GuestState.RUNNING, GuestState.PAUSED
 _PLAIN, _OUT, _CAME = Generation.PLAIN, VcpuState.PAUSED, HostEvent.ARRIVED
 """As in ``node.vcpu_runner``, lest each move looks them up in their enumerations."""
+_new = tuple.__new__
+"""Makes a named tuple without the call of Python's that its class would add."""
 _octets = itemgetter(1)
 """Of a run of pages."""
 _LIVES = (_RUNNING, _PAUSED)
@@ -77,6 +80,46 @@ def _spans(memory_bytes: int, vcpus: int, first: int, firmware_bytes: int) -> _S
     return _Spans((*ram, (first, first - -firmware_bytes // PAGE_BYTES * PAGE_BYTES)))
 
 
+_known: dict[int, tuple[GuestSpec, FirmwareImage, Expected]] = {}
+"""By the identity of a VM's specification, which is held here lest another gets it."""
+_MOST_KNOWN = 1 << 14
+_SESSION = Expected._fields.index("session")
+
+
+def _expected(spec: GuestSpec, image: FirmwareImage) -> Expected:
+    """What comes of a VM, but for its stream's name and the size of a disk that is a file."""
+    found = _known.get(id(spec))
+    if found is None or found[1] is not image:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        expected = Expected(
+            spec.name, _memory_of(spec, image), blocks_of(None), NO_SESSION, spec.vcpus, spec.moves_sealed,
+            CAPABILITIES[spec.generation].encrypted_registers, spec.migration_agent or spec.migration_handler,
+            spec.svsm and spec.machine.by_agents,
+        )  # fmt: skip
+        found = _known[id(spec)] = spec, image, expected
+    return found[2]
+
+
+def _memory_of(spec: GuestSpec, image: FirmwareImage) -> _Spans:
+    first, length = image.gpa, len(image.data)
+    if spec.svsm and spec.machine.by_agents:
+        # Agents move the SVSM's image, which lies below; where a handler moves the guest it is there already.
+        svsm = laboratory_svsm(image.gpa)
+        first, length = svsm.gpa, image.gpa - svsm.gpa + length
+    return _spans(spec.memory_bytes, spec.vcpus, first, length)
+
+
+class _Laying(NamedTuple):
+    """A VM that is being laid down, what is to be compared then, and who hears of it."""
+
+    guest: Guest
+    state: VmState
+    digests: PageDigests | bytes
+    books: GuestBooks
+    told: Told
+
+
 class Arrivals:
     """The VMs that somebody is moving to one host."""
 
@@ -98,7 +141,7 @@ class Arrivals:
         if before is not None and before.state is _ARRIVING and before.unwanted:
             self._next[spec.name] = (spec, told)  # What was kept for it before is still being given back.
             return
-        if before is not None:
+        if before is not None and before.state not in GONE:
             host.check_name(spec.name)
         host.departures.chains.pop(spec.name, None)
         guest = Guest(spec, host.clock.now_ns, _ARRIVING)
@@ -112,6 +155,11 @@ class Arrivals:
                 self._is_ready(guest)
                 told(None, b"")
                 return
+        self._keep(guest, told)
+
+    def _keep(self, guest: Guest, told: Shown) -> None:
+        """Have the hypervisor do so."""
+        host, spec = self._host, guest.spec
         host.tasks.promise(guest, host.clock.now_ns)
 
         def refused(refusal: LaunchRefused) -> None:
@@ -143,14 +191,8 @@ class Arrivals:
         guest = host.guests[name]
         host.tasks.promise(guest, host.clock.now_ns)
         self._laying.add(name)
-
-        def through(wrong: str | None) -> None:
-            self._laying.discard(name)
-            host.tasks.when_due(guest, lambda: told(wrong))
-            if guest.unwanted:
-                self._give_back(guest)
-
         task = host.hypervisor.open_session(guest.spec.machine, session)
+        through = partial(self._is_through, guest, told)
         host.tasks.run(task, guest, lambda _: through(None), lambda refusal: through(str(refusal)))
 
     def copy(self, name: str, pages: int, done: Callable[[], None]) -> None:
@@ -168,40 +210,38 @@ class Arrivals:
         host = self._host
         host.streams.end(name)
         guest = host.guests[name]
-        spec = guest.spec
-        by_another = spec.migration_agent or spec.migration_handler
-        expected = tuple.__new__(Expected, (
-            name, self._memory_of(spec), blocks_of(host.board.disk_files.get(name)), session, spec.vcpus,
-            spec.moves_sealed, CAPABILITIES[spec.generation].encrypted_registers, by_another,
-            spec.svsm and spec.machine.by_agents,
-        ))  # fmt: skip
+        expected = _expected(guest.spec, host.images[guest.spec.firmware])
+        if guest.spec.disk:
+            expected = expected._replace(disk_blocks=blocks_of(host.board.disk_files.get(name)))
         try:
-            state = state_of(frames, expected)
+            state = state_of(frames, _new(Expected, (*expected[:_SESSION], session, *expected[_SESSION + 1 :])))
         except FrameError as error:
             told(str(error))
             return
         host.tasks.promise(guest, host.clock.now_ns)
         self._laying.add(name)
-
-        def is_through(wrong: str | None) -> None:
-            self._laying.discard(name)
-            host.tasks.when_due(guest, lambda: told(wrong))
-            if guest.unwanted:
-                self._give_back(guest)
-
-        def laid(result: object) -> None:
-            assert isinstance(result, tuple)
-            entered, back = result
-            wrong = self._difference(state, back, digests)
-            if wrong is None:
-                self._whole[name] = Newcomer(host, guest, entered, state, books)
-            is_through(wrong)
-
-        def refused(why: LaunchRefused) -> None:
-            is_through(str(why))
-
+        one = _new(_Laying, (guest, state, digests, books, told))
+        laid, refused = partial(self._laid, one), partial(self._refused, one)
         if not host.unlaid_moves.fill(guest, state, laid, refused):
             host.tasks.run(host.hypervisor.fill(guest.spec.machine, state), guest, laid, refused, paid=True)
+
+    def _laid(self, one: _Laying, result: object) -> None:
+        assert isinstance(result, tuple)
+        entered, back = result
+        wrong = self._difference(one.state, back, one.digests)
+        if wrong is None:
+            self._whole[one.state.vm] = Newcomer(self._host, one.guest, entered, one.state, one.books)
+        self._is_through(one.guest, one.told, wrong)
+
+    def _refused(self, one: _Laying, why: LaunchRefused) -> None:
+        self._is_through(one.guest, one.told, str(why))
+
+    def _is_through(self, guest: Guest, told: Told, wrong: str | None) -> None:
+        """The hypervisor is through with what came, and what it says may be said."""
+        self._laying.discard(guest.spec.name)
+        self._host.tasks.when_due(guest, partial(told, wrong))
+        if guest.unwanted:
+            self._give_back(guest)
 
     def is_laying(self, name: str) -> bool:
         """Whether a VM's frames are here, and not yet read back."""
@@ -291,15 +331,6 @@ class Arrivals:
         host.tasks.run(host.hypervisor.destroy(name), guest, lambda _: None)
         if name in self._next:
             self.prepare(*self._next.pop(name))
-
-    def _memory_of(self, spec: GuestSpec) -> Callable[[int, int], bool]:
-        image = self._host.images[spec.firmware]
-        first, length = image.gpa, len(image.data)
-        if spec.svsm and spec.machine.by_agents:
-            # Agents move the SVSM's image, which lies below; where a handler moves the guest it is there already.
-            svsm = laboratory_svsm(image.gpa)
-            first, length = svsm.gpa, image.gpa - svsm.gpa + length
-        return _spans(spec.memory_bytes, spec.vcpus, first, length)
 
     def _difference(self, state: VmState, back: bytes, digests: PageDigests | bytes) -> str | None:
         """Compare every page as it lies here now with the source's; what differs first, None if nothing."""

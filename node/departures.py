@@ -331,18 +331,20 @@ class Departures:
 
     def hand_on(self, name: str) -> None:
         """The VM runs elsewhere, and has its memory here still: what is left of it here besides is its name."""
-        host, departure = self._host, self.under_way[name]
+        self._hand_on(self.under_way[name])
+
+    def _hand_on(self, departure: _Departure) -> None:
         if departure.handed_on:
             return
         departure.handed_on = True
-        self.chains.pop(name, None)
         guest = departure.guest
+        self.chains.pop(guest.spec.name, None)
         guest.state = _DEPARTED
         # Its books and what they follow from are the next host's.
         if guest.newcomer is not None:
             guest.newcomer.leave()
         else:
-            host.vcpus.let_go(guest)
+            self._host.vcpus.let_go(guest)
             guest.vcpus, guest.phase_costs, guest.lost_ns, guest.row_ns = [], {}, {}, {}
             del guest.software
         self._take_off(guest)
@@ -360,22 +362,22 @@ class Departures:
 
     def _take_off(self, guest: Guest) -> None:
         """What a VM that does not go on here had of the host, but for its memory."""
-        host, name = self._host, guest.spec.name
+        host, spec = self._host, guest.spec
         guest.dirty_log = guest.changed = None
-        host.interrupts.release_all(name)
-        if guest.spec.network or guest.spec.devices:
+        if spec.network or spec.devices:
+            host.interrupts.release_all(spec.name)
             host.network.unplug(guest)
-        host.chain.record_octets(host.clock.now_ns, _LEFT, name.encode())
-        host.board.residents.leave(name)
+        host.chain.record_octets(host.clock.now_ns, _LEFT, spec.name.encode())
+        host.board.residents.leave(spec.name)
 
     def finish(self, name: str) -> None:
         """The VM runs elsewhere: give everything it had here back."""
-        self.hand_on(name)
-        guest = self.under_way.pop(name).guest
-        self._host.streams.end(name)
-        if not self._host.unlaid_moves.depart(guest):
-            self._host.tasks.run(self._host.hypervisor.depart(name), guest, lambda _: None)
-        self._host.clock.settle()
+        host, departure = self._host, self.under_way.pop(name)
+        self._hand_on(departure)
+        host.streams.end(name)
+        if not host.unlaid_moves.depart(departure.guest):
+            host.tasks.run(host.hypervisor.depart(name), departure.guest, lambda _: None)
+        host.clock.settle()
 
     def has_books_elsewhere(self, name: str) -> bool:
         """Whether a VM's books have left, with a copy of it that may run."""
