@@ -20,7 +20,9 @@ Phases of the same load run at the same rate, whenever they came. So they are
 held together: what a host computes at each change grows with the number of
 different loads, which is that of its programs and generations, not of its vCPUs.
 A phase is done when what its load has retired since it came is its length.
-Threads that run without end are counted with the phases of their load.
+Threads that run without end are counted with the phases of their load; as long as
+they are alone on the host nobody counts, for it follows from their cap. What a few
+loads come to at their caps is known to all hosts that are alike (``node.load_mix``).
 
 Pure: no clock; the caller says how far time went. Sums go over the loads in the
 order in which they came.

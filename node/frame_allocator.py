@@ -63,8 +63,8 @@ class FrameAllocator:
         self._starts = [start for start, _ in free]
         self._ends = [end for _, end in free]
         self._all_bytes = sum(end - start for start, end in free)
-        self.used_bytes = 0
-        self.peak_bytes = 0
+        self._used_bytes = self._peak_bytes = 0
+        """Before any act that waits."""
         self.returned: list[tuple[int, int]] | None = None
         """What came back otherwise than by an act that was put off, where somebody looks for that now and then."""
         self._acts: list[tuple[Callable[[], object], int]] = []
@@ -82,6 +82,16 @@ class FrameAllocator:
         """What was taken in this era and is held, but for what came from the end of memory."""
         self._pages = self._last_bytes = 0
         """All that was taken in this era of single pages, and from the end of memory."""
+
+    @property
+    def used_bytes(self) -> int:
+        """What somebody has, by acts that wait, too."""
+        return self._used_bytes + sum([taken for _, taken in self._acts])
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that it ever was."""
+        return max(self._peak_bytes, *accumulate([taken for _, taken in self._acts], initial=self._used_bytes))
 
     @property
     def free_bytes(self) -> int:
@@ -148,14 +158,14 @@ class FrameAllocator:
         self._held_runs += run > 0
         self._pages += pages
         self._last_bytes += last
-        self._put_off(act, held + last - rest * PAGE_BYTES)
+        self._acts.append((act, held + last - rest * PAGE_BYTES))
         return True
 
     def take_rest_later(self, act: Callable[[], object], pages: int, era: int) -> bool:
         """Have ``act`` take pages that were counted in an era; False where they might not be there any more."""
         if era != self.era or len(self._acts) >= MOST_PUT_OFF:
             return self.take_later(act, Wanted(0, pages, 0))
-        self._put_off(act, pages * PAGE_BYTES)
+        self._acts.append((act, pages * PAGE_BYTES))
         return True
 
     def give_later(self, act: Callable[[], object], wanted: Wanted, era: int) -> None:
@@ -167,14 +177,7 @@ class FrameAllocator:
         if era == self.era:
             self._held_bytes -= given
             self._held_runs -= run > 0
-        self._put_off(act, -given - last)
-
-    def _put_off(self, act: Callable[[], object], taken: int) -> None:
-        """Have an act wait that takes so much, which is certain to be there, or gives it back where it is negative."""
-        self._acts.append((act, taken))
-        self.used_bytes = used = self.used_bytes + taken
-        if used > self.peak_bytes:
-            self.peak_bytes = used
+        self._acts.append((act, -given - last))
 
     def settle(self) -> None:
         """Carry out what was put off.
@@ -185,15 +188,15 @@ class FrameAllocator:
             return
         acts, self._acts = self._acts, []
         returned, self.returned = self.returned, None
-        self.used_bytes -= sum([taken for _, taken in acts])
         self._held_bytes = self._held_runs = self._pages = self._last_bytes = 0
         self.era += 1
         wrong: list[Exception] = []
         for act, taken in acts:
-            before = self.used_bytes
+            before = self._used_bytes
             try:
                 act()
-                assert self.used_bytes == before + taken, f"{taken} bytes expected, {self.used_bytes - before} taken"
+                came = self._used_bytes - before
+                assert came == taken, f"{taken} bytes expected, {came} taken"
             except Exception as error:  # noqa: BLE001 - whatever it is, it is raised once the books agree
                 error.add_note(f"put off: {act}")
                 wrong.append(error)
@@ -289,9 +292,9 @@ class FrameAllocator:
             starts.insert(index + 1, end)
             ends.insert(index, start)
         self._room = -1
-        self.used_bytes = used = self.used_bytes + end - start
-        if used > self.peak_bytes:
-            self.peak_bytes = used
+        self._used_bytes = used = self._used_bytes + end - start
+        if used > self._peak_bytes:
+            self._peak_bytes = used
 
     def release(self, pieces: Pieces) -> None:
         """Give pieces back. Raises ValueError for an empty piece, and for memory that is free already.
@@ -302,7 +305,7 @@ class FrameAllocator:
             self.settle()
         try:
             if self._acts:
-                self._put_off(partial(self._release, pieces), -sum([length for _, length in pieces]))
+                self._acts.append((partial(self._release, pieces), -sum([length for _, length in pieces])))
             else:
                 self._release(pieces)
         finally:  # Of several pieces some may have come back.
@@ -331,4 +334,4 @@ class FrameAllocator:
             else:
                 starts.insert(index, spa)
                 ends.insert(index, end)
-            self.used_bytes -= length
+            self._used_bytes -= length
