@@ -41,13 +41,15 @@ class Newcomer:
     """What came of a VM. What stands at the class is how each begins."""
 
     vcpus: Sequence[Vcpu] = ()
-    """Of one that goes on unasked: none where all sleep."""
+    """From when it goes on; none where all sleep, for nothing is asked of those."""
     demands: _Demands = ()
     """Of these."""
+    stopped: bool = False
+    """It stands still, and what it has is in its save areas."""
     _left: Sequence[tuple[int, int]] = ()
     """R14 and R15 of all of its vCPUs when it went on."""
     _since_ns: int = -1
-    _stopped: bool = False
+    """And since when."""
     _software: TenantPort | None = None
 
     def __init__(self, host: Host, guest: Guest, entered: Entered, state: VmState, books: GuestBooks) -> None:
@@ -120,16 +122,11 @@ class Newcomer:
             found = _known[id(guest.spec)] = guest.spec, demands, pools_at_rest(demands)
         return found
 
-    @property
-    def is_here(self) -> bool:
-        """Whether nobody has stopped it."""
-        return not self._stopped
-
     def stop(self) -> None:
         """Take it off its cores: what is left of sleeps and phases goes to save areas."""
         host, guest, vm = self._host, self._guest, self.state.vm
         now_ns, board = host.clock.now_ns, host.board
-        self._stopped = True
+        self.stopped = True
         guest.chain = chain = host.log.enter(vm, self._books.chain)
         for index, (_, r15) in enumerate(self._left):
             if self.vcpus:
@@ -168,26 +165,25 @@ class Newcomer:
             entered = entered._replace(save_areas=areas)
             for vcpu, spa in zip(self.vcpus, areas, strict=False):
                 vcpu.save_area_spa = spa
-        if not self._stopped:
+        if not self.stopped:
             host.log.enter(vm, books.chain)
         host.put_up(guest, entered, self.state.reset_rips, self.vcpus, self._software)
         books.open(guest)
         if not self.vcpus:
             books.open_vcpus(guest.vcpus)
-            for vcpu in guest.vcpus if self._left else ():
-                if self._stopped:
-                    vcpu.state, vcpu.epoch = _OUT, 1
-                else:
-                    vcpu.state, vcpu.slept_from_ns = _ASLEEP, self._since_ns
-                    host.vcpus.load(vcpu)
-        for vcpu in guest.vcpus if self._stopped else ():
-            guest.software.forget(vcpu.index)
+        for vcpu in guest.vcpus if self._left else ():
+            if self.stopped:
+                vcpu.state, vcpu.epoch = _OUT, 1
+                guest.software.forget(vcpu.index)
+            elif not self.vcpus:
+                vcpu.state, vcpu.slept_from_ns = _ASLEEP, self._since_ns
+                host.vcpus.load(vcpu)
 
 
 def _wake(host: Host, guest: Guest, index: int) -> None:
     """The sleep in which a vCPU came is over, if nobody has ended it before."""
     newcomer = guest.newcomer
-    if newcomer is not None and newcomer.is_here:
+    if newcomer is not None and not newcomer.stopped:
         newcomer.put_up()
     if guest.newcomer is None and guest.vcpus and not guest.vcpus[index].epoch:
         host.vcpus.awake(guest.vcpus[index])

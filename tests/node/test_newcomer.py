@@ -255,3 +255,11 @@ def test_one_whose_registers_somebody_has_changed_does_what_they_say(r14):
         assert is_newcomer(there) is (r14 == 1 and not eager)
         ends.append((books(here), books(there)))
     assert ends[0] == ends[1]
+
+
+def test_one_that_has_gone_on_holds_no_seats():
+    here, there = pair(vcpus=2)
+    move(here, there, here.guests["vm"].spec)
+    move(there, here, there.guests["vm"].spec)
+    start(there, "other", PLAIN, "naps", vcpus=2)
+    assert there.vcpus.seats.peak == 2
