@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,6 +18,17 @@ from cluster.held_signals import HELD, unheard
 
 _RAYLET = "raylet"
 _NOT_NEEDED = ("start_monitor", "start_log_monitor", "start_api_server")
+_AGENTS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
+"""Of a raylet, which ends when either of what they name ends."""
+_IDLE = "cat"
+"""What stands in for them: it waits for the end of its input, which is the raylet's."""
+_PORTS = (
+    "METRICS_AGENT_PORT_NAME", "METRICS_EXPORT_PORT_NAME", "DASHBOARD_AGENT_LISTEN_PORT_NAME",
+    "RUNTIME_ENV_AGENT_PORT_NAME",
+)  # fmt: skip
+"""Names of files in which agents tell the raylet, which waits for them, where they listen."""
+_NOWHERE = -1
+"""In them: not at all."""
 _GIVES_UP = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
 """How soon the raylet ends when the head's server is gone, in place of a minute: this process, when it connects, waits
 for the raylet below Python with the interpreter's lock held, so that no watch of ours runs."""
@@ -92,18 +104,39 @@ def watchable(ray: Any, note: Callable[[str, int], None]) -> Iterator[None]:
 def bare(ray: Any) -> Iterator[None]:
     """Ray, where it starts in the block, starts nothing but what runs actors: half the processes, and half the time.
 
-    There is neither a dashboard, for which there is no setting that leaves out its server, nor who
-    follows log files, nor who asks clouds for machines.
+    There is neither a dashboard, for which there is no setting that leaves out its server and agent, nor who
+    follows log files, nor who asks clouds for machines, nor who installs what our workers have anyway.
     """
-    node = ray._private.node.Node  # noqa: SLF001
+    node, services = ray._private.node.Node, ray._private.services  # noqa: SLF001
     theirs = {name: getattr(node, name) for name in _NOT_NEEDED if hasattr(node, name)}
+    start = services.start_ray_process
+
+    def without_agents(command: list[str], process_type: str, *rest: Any, **named: Any) -> Any:
+        idle = shutil.which(_IDLE)
+        if process_type == _RAYLET and idle is not None and _nobody_listens(ray._raylet, command):  # noqa: SLF001
+            command = [next((f"{name}{idle}" for name in _AGENTS if one.startswith(name)), one) for one in command]
+        return start(command, process_type, *rest, **named)
+
     for name in theirs:
         setattr(node, name, lambda self, **_: setattr(self, "_webui_url", None))
+    services.start_ray_process = without_agents
     try:
         yield
     finally:
+        services.start_ray_process = start
         for name, function in theirs.items():
             setattr(node, name, function)
+
+
+def _nobody_listens(compiled: Any, command: list[str]) -> bool:
+    """Tell a raylet so for its agents, as they do themselves where they are to serve nothing; False if Ray cannot."""
+    names = [getattr(compiled, name, None) for name in _PORTS]
+    if None in names or not hasattr(compiled, "persist_port"):
+        return False
+    options = dict(one.removeprefix("--").partition("=")[::2] for one in command)
+    for name in names:
+        compiled.persist_port(options["session_dir"], options["node_id"], name, _NOWHERE)
+    return True
 
 
 @contextlib.contextmanager

@@ -154,8 +154,8 @@ def is_raylet(command: bytes) -> bool:
 
 
 def is_agent(command: bytes) -> bool:
-    """The raylet is told how to start it."""
-    return not is_raylet(command) and (b"dashboard/agent.py" in command or command.startswith(b"ray::DashboardAgent"))
+    """What stands in for one."""
+    return command.endswith(b"/cat\0")
 
 
 @pytest.mark.ray
