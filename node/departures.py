@@ -133,6 +133,7 @@ class _Stop:
         departure.chain = host.departures.chains[name] = guest.chain.leave(host.clock.now_ns)
         written = guest.dirty_log.written_since(self._since_ns)
         books, unsent = GuestBooks.of(guest, departure.chain), host.tasks.uncopied(name)
+        state = _new(VmState, (*state[:-1], host.time_base_of(name)))
         self._done(_new(Stopped, (state, books, written, self.stopped_ns, unsent)))
 
 
