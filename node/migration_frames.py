@@ -40,6 +40,8 @@ DIGEST_BYTES = 8
 """Of a page's SHA-256: they find accidents, of which none makes two of a fleet's pages alike in 64 bits."""
 _LARGEST_NUMBER = 1 << 52
 _VMPLS = 4
+_MOST_NOTES = (_VMPLS + 1) * MOST_VCPUS
+"""Of what vCPUs told: each at each VMPL, and of its doorbell."""
 _FIELDS = ("version", "session", "sequence", "kind", "length", "checksum", "body")
 _FIELD_TYPES = (int, bytes, int, int, int, bytes, bytes)
 
@@ -323,7 +325,7 @@ def _is_word(said: object) -> bool:
     """Whether this is a vCPU, or -1 for none, and two numbers."""
     if not isinstance(said, tuple) or len(said) != 3 or type(said[0]) is not int:
         return False
-    return -1 <= said[0] < _VMPLS * MOST_VCPUS and _numbers(said[1:], 2)
+    return -1 <= said[0] < _MOST_NOTES and _numbers(said[1:], 2)
 
 
 class _Reader:
@@ -479,7 +481,7 @@ class _Reader:
     def take_told(self, body: object) -> None:
         """The body of such a frame."""
         match body:
-            case (tuple(shared), tuple(told)) if len(shared) <= MOST_RUNS and len(told) <= _VMPLS * MOST_VCPUS + 1:
+            case (tuple(shared), tuple(told)) if len(shared) <= MOST_RUNS and len(told) <= _MOST_NOTES + 1:
                 pass
             case _:
                 raise FrameError(self._sequence, "told", "shared ranges, and words of vCPUs", "something else")
