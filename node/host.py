@@ -123,7 +123,8 @@ class Host:
         self.board.exit_handler = self.hypervisor.page_state_change
         self.board.exits = self.hypervisor
         self.board.tsc = lambda: self.clock.now_ns * product.base_hz // _NS_PER_S
-        self._time_base: TimeBase = (product.base_hz, 0)
+        self.time_base: TimeBase = (product.base_hz, 0)
+        """By what a VM reads the time here, unless somebody adds to that."""
         self.threads = product.threads
         self.contention = Contention(
             self.threads,
@@ -422,23 +423,14 @@ class Host:
         if guest is not None and guest.newcomer is not None:
             guest.newcomer.put_up()
 
-    def time_base_of(self, vm: str) -> TimeBase:
-        """By what a VM reads the time here."""
-        offset = self.board.events.tsc_offset(vm)
-        return (self.spec.product.base_hz, offset) if offset else self._time_base
-
-    def keeps_time(self, before: TimeBase) -> bool:
-        """Whether who read the time by that before reads it here as if nothing had been, with nothing stored."""
-        return before in (self._time_base, NO_TIME_BASE)
-
     def keep_time(self, guest: Guest, before: TimeBase) -> None:
         """Have a VM that came, and read the time by that before, go on as if its counter had never stood still.
 
         Hosts' counters began together, and their clocks tell the same time: that KVM asks for, too, where a guest's
         offset is worked out at a target (KVM_VCPU_TSC_OFFSET). From now on it counts as fast as this host's does.
         """
-        if not self.keeps_time(before):
-            hz, offset = before
+        hz, offset = before
+        if before not in (self.time_base, NO_TIME_BASE):
             shown = self.clock.now_ns * hz // _NS_PER_S + offset
             ahead = shown - self.board.tsc() & _ALL
             vm = guest.spec.name
