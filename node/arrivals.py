@@ -357,6 +357,8 @@ class Arrivals:
         vcpus = self._host.vcpus
         guest.state = _PAUSED
         one.put_up()
+        if one.state.time_base != self._host.time_base:
+            self._host.keep_time(guest, one.state.time_base)
         for vcpu, started in zip(guest.vcpus, one.state.started, strict=True):
             if started:
                 vcpu.state = _OUT  # Its registers are loaded when it goes on.

@@ -133,6 +133,10 @@ class _Stop:
         departure.chain = host.departures.chains[name] = guest.chain.leave(host.clock.now_ns)
         written = guest.dirty_log.written_since(self._since_ns)
         books, unsent = GuestBooks.of(guest, departure.chain), host.tasks.uncopied(name)
+        time_base = host.time_base
+        if offset := host.board.events.tsc_offset(name):
+            time_base = time_base[0], offset
+        state = _new(VmState, (*state[:-1], time_base))
         self._done(_new(Stopped, (state, books, written, self.stopped_ns, unsent)))
 
 

@@ -43,6 +43,7 @@ from node.launch_promise import least_launch_ns
 from node.mechanism import no_time
 from node.migration_loads import NO_STREAMS, MigrationLoads, StreamRates
 from node.neighbour_ledger import NeighbourLedger
+from node.operations import VmcbStore
 from node.platform import AS_USUAL, Platform
 from node.port_window import PortWindow
 from node.product import Product
@@ -56,10 +57,12 @@ from node.unlaid_moves import UnlaidMoves
 from node.vcpu import Vcpu, VcpuState
 from node.vcpu_levels import VcpuLevels
 from node.vcpu_runner import VcpuRunner
+from node.vm_state import NO_TIME_BASE, TimeBase
 from psp.status import PspError
 from tio.device_identity import CardKind
 
 _NS_PER_S = 1_000_000_000
+_ALL = (1 << 64) - 1
 LaunchNotice = Callable[[Guest], None]
 R = TypeVar("R")
 
@@ -120,6 +123,8 @@ class Host:
         self.board.exit_handler = self.hypervisor.page_state_change
         self.board.exits = self.hypervisor
         self.board.tsc = lambda: self.clock.now_ns * product.base_hz // _NS_PER_S
+        self.time_base: TimeBase = (product.base_hz, 0)
+        """By what a VM reads the time here, unless somebody adds to that."""
         self.threads = product.threads
         self.contention = Contention(
             self.threads,
@@ -417,6 +422,19 @@ class Host:
         guest = self.guests.get(vm)
         if guest is not None and guest.newcomer is not None:
             guest.newcomer.put_up()
+
+    def keep_time(self, guest: Guest, before: TimeBase) -> None:
+        """Have a VM that came, and read the time by that before, go on as if its counter had never stood still.
+
+        Hosts' counters began together, and their clocks tell the same time: that KVM asks for, too, where a guest's
+        offset is worked out at a target (KVM_VCPU_TSC_OFFSET). From now on it counts as fast as this host's does.
+        """
+        hz, offset = before
+        if before not in (self.time_base, NO_TIME_BASE):
+            shown = self.clock.now_ns * hz // _NS_PER_S + offset
+            ahead = shown - self.board.tsc() & _ALL
+            vm = guest.spec.name
+            self.board.execute_host(tuple([VmcbStore(vm, one.index, "TSC_OFFSET", ahead) for one in guest.vcpus]))
 
     def _placed(self, vm: str, areas: tuple[int, ...]) -> None:
         """Where save areas are that nobody had asked for."""

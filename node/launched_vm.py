@@ -21,6 +21,9 @@ from node.vmpl_switch import VmplBook
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
 VcpuNotes = tuple[tuple[int, int, int], ...]
+VMPLS = 4
+DOORBELLS = VMPLS * MOST_VCPUS
+"""Notes of #HV doorbells follow those of all VMPLs."""
 
 
 @dataclass(slots=True)
@@ -131,12 +134,13 @@ class LaunchedVm:
     def told_by_vcpus(self) -> VcpuNotes:
         """What its vCPUs told, for the next hypervisor: (vCPU, frame number of its GHCB, DR7); then the jump table.
 
-        Beside that stands how often its devices were others.
+        Beside that stands how often its devices were others. Between them are doorbells, by their GPAs.
         """
         seats = sorted({*self.ghcbs, *self.dr7})
         notes = tuple([(vmpl * MOST_VCPUS + vcpu, self.ghcbs.get((vcpu, vmpl), 0), self.dr7.get((vcpu, vmpl), 0))
                        for vcpu, vmpl in seats])  # fmt: skip
-        return (*notes, (-1, self.jump_table, self.notice.arrivals))
+        doorbells = tuple([(DOORBELLS + vcpu, gpa, 0) for vcpu, gpa in sorted(self.doorbells.items())])
+        return (*notes, *doorbells, (-1, self.jump_table, self.notice.arrivals))
 
     def hear_of_vcpus(self, notes: VcpuNotes) -> None:
         """The other way."""
@@ -144,6 +148,10 @@ class LaunchedVm:
             vmpl, vcpu = divmod(seat, MOST_VCPUS)
             if seat < 0:
                 self.jump_table, self.notice.arrivals = ghcb, dr7
+                continue
+            if seat >= DOORBELLS:
+                if not ghcb % PAGE_BYTES:  # As when a vCPU registers one: what is brought there stays in its page.
+                    self.doorbells[vcpu] = ghcb
                 continue
             if ghcb:
                 self.ghcbs[vcpu, vmpl] = ghcb

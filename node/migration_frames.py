@@ -23,12 +23,12 @@ import msgpack
 from node.operations import BLOCK_BYTES
 from node.packing import Unmade, packed
 from node.page_swaps import metadata_of
-from node.vm_state import MOST_VCPUS, Packet, Run, VmState, whole_runs
+from node.vm_state import MOST_VCPUS, NO_TIME_BASE, Packet, Run, VmState, whole_runs
 from node.vmsa import VMSA_BYTES, StoredArea
 from psp.secret_packet import PacketHeader
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
-VERSION = 2
+VERSION = 3
 SESSION_BYTES = 16
 NO_SESSION = bytes(SESSION_BYTES)
 MOST_BODY_BYTES = 1 << 20
@@ -40,6 +40,8 @@ DIGEST_BYTES = 8
 """Of a page's SHA-256: they find accidents, of which none makes two of a fleet's pages alike in 64 bits."""
 _LARGEST_NUMBER = 1 << 52
 _VMPLS = 4
+_MOST_NOTES = (_VMPLS + 1) * MOST_VCPUS
+"""Of what vCPUs told: each at each VMPL, and of its doorbell."""
 _FIELDS = ("version", "session", "sequence", "kind", "length", "checksum", "body")
 _FIELD_TYPES = (int, bytes, int, int, int, bytes, bytes)
 
@@ -198,7 +200,7 @@ def _shape_of(state: VmState) -> _Shape | None:
     if state.packets or state.sealed_areas or state.shared or state.told or len(pages) + len(blocks) > _MOST_IN_SHAPE:
         return None
     lengths = (
-        len(state.vm.encode()), state.started, state.launched, state.reset_rips,
+        len(state.vm.encode()), state.started, state.launched, state.reset_rips, state.time_base,
         *[VMSA_BYTES if type(one) is StoredArea else len(one) for one in state.save_areas], None,
         *[(gpa, len(data)) for gpa, data in pages], None, *[(lba, len(data)) for lba, data in blocks],
     )  # fmt: skip
@@ -226,7 +228,7 @@ def _bodies(state: VmState) -> list[tuple[FrameKind, object]]:
     """What the frames of a stopped VM hold, in their order."""
     amounts = (_amount(state.pages, PAGE_BYTES), _amount(state.blocks, BLOCK_BYTES), len(state.packets))
     return [
-        (FrameKind.HEAD, (state.vm, state.started, state.launched, state.reset_rips)),
+        (FrameKind.HEAD, (state.vm, state.started, state.launched, state.reset_rips, state.time_base)),
         *[(FrameKind.REGISTERS, area) for area in enumerate(map(bytes, state.save_areas))],
         *[(FrameKind.SEALED_REGISTERS, area) for area in state.sealed_areas],
         *([(FrameKind.TOLD, (state.shared, state.told))] if state.shared or state.told else []),
@@ -323,7 +325,7 @@ def _is_word(said: object) -> bool:
     """Whether this is a vCPU, or -1 for none, and two numbers."""
     if not isinstance(said, tuple) or len(said) != 3 or type(said[0]) is not int:
         return False
-    return -1 <= said[0] < _VMPLS * MOST_VCPUS and _numbers(said[1:], 2)
+    return -1 <= said[0] < _MOST_NOTES and _numbers(said[1:], 2)
 
 
 class _Reader:
@@ -333,6 +335,7 @@ class _Reader:
         self._expected = expected
         self._sequence = 0
         self._head: tuple[tuple[bool, ...], tuple[int, ...], tuple[int, ...]] | None = None
+        self._time_base = NO_TIME_BASE
         self._areas: list[bytes] = []
         self._pages: list[Run] = []
         self._blocks: list[Run] = []
@@ -367,7 +370,7 @@ class _Reader:
         return VmState(
             self._expected.vm, tuple(self._areas), started, launched, rips, whole_runs(self._pages),
             tuple(self._blocks), tuple(self._packets), tuple(self._sealed), *self._told, context,
-            tuple(self._metadata), rows,
+            tuple(self._metadata), rows, self._time_base,
         )  # fmt: skip
 
     def _opened(self, frame: bytes) -> tuple[int, object]:
@@ -406,10 +409,11 @@ class _Reader:
     def take_head(self, body: object) -> None:
         """The body of such a frame."""
         match body:
-            case (str(vm), tuple(started), tuple(launched), tuple(rips)):
+            case (str(vm), tuple(started), tuple(launched), tuple(rips), tuple(base)):
                 pass
             case _:
-                raise FrameError(self._sequence, "head", "name, vCPUs, launched pages, reset vectors", "something else")
+                wanted = "name, vCPUs, launched pages, reset vectors, time base"
+                raise FrameError(self._sequence, "head", wanted, "something else")
         if vm != self._expected.vm:
             raise FrameError(self._sequence, "vm", self._expected.vm, repr(vm)[:80])
         if self._expected.vcpus not in (0, len(started)):
@@ -418,7 +422,9 @@ class _Reader:
             raise FrameError(self._sequence, "vcpus", f"1 to {MOST_VCPUS} with a reset vector each", len(started))
         if not _all_numbers((*launched, *rips)):
             raise FrameError(self._sequence, "head", "64-bit addresses", "something else")
-        self._head = (started, launched, rips)
+        if not _numbers(base, 2):
+            raise FrameError(self._sequence, "time base", "a rate and an offset", "something else")
+        self._head, self._time_base = (started, launched, rips), base
 
     def take_registers(self, body: object) -> None:
         """The body of such a frame."""
@@ -475,7 +481,7 @@ class _Reader:
     def take_told(self, body: object) -> None:
         """The body of such a frame."""
         match body:
-            case (tuple(shared), tuple(told)) if len(shared) <= MOST_RUNS and len(told) <= _VMPLS * MOST_VCPUS + 1:
+            case (tuple(shared), tuple(told)) if len(shared) <= MOST_RUNS and len(told) <= _MOST_NOTES + 1:
                 pass
             case _:
                 raise FrameError(self._sequence, "told", "shared ranges, and words of vCPUs", "something else")

@@ -65,6 +65,8 @@ class Newcomer:
         puts_off = state.vm in host.board.unlaid.vms and host.log.records is None
         if not (puts_off and all(state.started)):
             return False  # A log names the demands also of VMs that have left.
+        if state.time_base != host.time_base:
+            return False  # What is added to its counter has to be stored.
         left, computes = [], False
         for area in state.save_areas:
             r14, r15 = registers_in(area)[_R14:]

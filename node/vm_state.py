@@ -13,6 +13,10 @@ Run = tuple[int, bytes]
 """Where a run of whole pages or blocks begins, and its bytes."""
 Packet = tuple[int, bytes, bytes]
 """A GPA, or a vCPU, and the header and the ciphertext that firmware made of its page."""
+TimeBase = tuple[int, int]
+"""How fast a host's time-stamp counter counts, in Hz, and TSC_OFFSET of a VM's control blocks, modulo 2^64."""
+NO_TIME_BASE: TimeBase = (0, 0)
+"""Of a VM that nobody has taken from its host yet."""
 
 
 def whole_runs(runs: list[Run]) -> tuple[Run, ...]:
@@ -59,3 +63,5 @@ class VmState(NamedTuple):
     are those of ``packets``, ``sealed_areas`` and ``rows``, in this order."""
     rows: tuple[tuple[int, int, bool], ...] = ()
     """Pages that nobody wrote: GPA, number, and whether they are of 2 MiB."""
+    time_base: TimeBase = NO_TIME_BASE
+    """By what it read the time on the host that it left."""

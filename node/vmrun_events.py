@@ -33,6 +33,7 @@ _SWITCHED = {
     Protection.BTB_ISOLATION: SevFeature.BTB_ISOLATION,
     Protection.PMC_VIRTUALIZATION: SevFeature.PMC_VIRTUALIZATION,
 }
+_OFFSET = "TSC_OFFSET"
 _OWN_INJECTION = SevFeature.RESTRICTED_INJECTION | SevFeature.ALTERNATE_INJECTION
 
 
@@ -66,14 +67,23 @@ class VmrunEvents:
         found = self._fields.get((vmcb.vm, vmcb.vcpu))
         return 0 if found is None else found.values[name]
 
+    def tsc_offset(self, vm: str) -> int:
+        """What is added to the counter that a VM reads: alike for all its vCPUs, whose first one's this is."""
+        found = self._fields.get((vm, 0)) if self._fields else None
+        return 0 if found is None else found.values[_OFFSET]
+
     def forget(self, vm: str, vcpu: int | None = None) -> None:
-        """A control block was filled anew, or all of a VM's are gone."""
+        """A control block was filled anew, which leaves its vCPU the clock that it had, or all of a VM's are gone."""
         if not (self._fields or self.waiting or self.raised or self.stepping):
             return
+        known = None if vcpu is None else self._fields.get((vm, vcpu))
         for key in {*self._fields, *self.waiting, *self.raised, *self.stepping}:
             if key[0] == vm and vcpu in (None, key[1]):
                 for table in (self._fields, self.waiting, self.raised, self.stepping):
                     table.pop(key, None)
+        if known is not None and vcpu is not None and known.values[_OFFSET]:
+            self._fields[vm, vcpu] = kept = ControlFields()
+            kept.values[_OFFSET] = known.values[_OFFSET]
 
     # The hypervisor's loads and stores.
 

@@ -100,3 +100,24 @@ def test_the_fixed_parts_are_the_scenario_s_own_and_who_moves_nobody_is_told_not
     assert len(notes(Scenario.parse(scenario(migration=limit, drains=[{"host": "host-1", "at": "1 s"}])))) == 1
     assert not notes(Scenario.parse(scenario(migration=limit, migrations=[move()], costs=low)))
     assert not notes(Scenario.parse(scenario(migration=limit)))
+
+
+@pytest.mark.parametrize(
+    ("idle", "switch", "line"),
+    [
+        ({"at_timeout": "stop-and-copy"}, {"timeout_per_gib": "1 s"}, "at_timeout: expected timeout_per_gib beside it"),
+        ({"throttle_initial": 0.5}, {"auto_converge": True}, "throttle_initial: expected auto_converge beside it"),
+        ({"throttle_increment": 0.2}, {"auto_converge": True}, "throttle_increment: expected auto_converge beside it"),
+        ({"throttle_max": 0.5}, {"auto_converge": True}, "throttle_max: expected auto_converge beside it"),
+        (
+            {"downtime_step_per_gib": "1 s"}, {"downtime_steps": 4},
+            "downtime_step_per_gib: expected downtime_steps beside it",
+        ),
+    ],
+)  # fmt: skip
+def test_a_setting_without_the_one_that_gives_it_a_meaning_is_told(
+    idle: dict[str, Any], switch: dict[str, Any], line: str
+) -> None:
+    (note,) = notes(Scenario.parse(scenario(migration=idle, migrations=[move()])))
+    assert note == f"migration.{line}, without which it means nothing, got none"
+    assert not notes(Scenario.parse(scenario(migration=idle | switch, migrations=[move()])))

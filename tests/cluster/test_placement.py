@@ -151,10 +151,10 @@ def test_what_a_machine_that_is_to_move_finds_too_little_of_is_named() -> None:
     assert fit.no_room("vm", "none", frozenset({"home"})) == "no room on none: ASIDs"
     assert fit.no_room("vm", None, frozenset({"home", "full"})) == "no host has room: ASIDs"
     fit.close("none")
-    assert fit.no_room("vm", None, frozenset({"home", "full"})) == "no host has room", "nobody may be asked"
+    assert fit.no_room("vm", None, frozenset({"home", "full"})) == "no host has room: all others are being emptied"
     alone = FirstFit((account("home"),))
     alone.place(guest("vm"))
-    assert alone.no_room("vm", None, frozenset()) == "no host has room"
+    assert alone.no_room("vm", None, frozenset()) == "no host has room: there is no other"
 
 
 @pytest.mark.parametrize("never", [

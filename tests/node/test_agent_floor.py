@@ -13,6 +13,7 @@ from test_sealed_transfer import laid
 from toy_guests import SECOND, make_host, run
 
 from cluster.agent_certificates import agent_certified, own_chain
+from cluster.firmware_updates import update_image
 from cluster.root_keys import product_root
 from node import operations as op
 from node.agent_core import carried
@@ -20,6 +21,8 @@ from node.agent_messages import Carry, Hello, floor_data, floor_of, tcb_floor
 from node.agent_transfer import AGENT, greet, order_agent, own_report
 from node.hypervisor_port import LaunchRefused
 from node.laboratory_roots import LABORATORY_ROOTS
+from node.platform import Platform
+from node.product import PRODUCTS
 from psp.guest_message import MessageHeader, MessageKey, MessageType
 from psp.product_root import RootName
 from psp.report_messages import ReportRequest, ReportResponse
@@ -30,6 +33,7 @@ from psp.verifier.report import parse_report
 from workloads.parameters import WorkloadParameterError
 from workloads.relying_party import RelyingParameters
 
+OLD, NEW = (1, 52, 4), (1, 55, 29)
 _LAUNCH_TCB = slice(0x1F0, 0x1F8)
 """In a report."""
 
@@ -139,8 +143,11 @@ def test_a_floor_that_means_nothing_to_a_relying_party_is_refused(floor, more, e
 
 def with_floor(host, **changed):
     """A host like that one, whose agent takes guests from no firmware older than that host's."""
-    tcb = LINES["Milan"].layout.split(host.board.psp.firmware.current.tcb.to_bytes(8, "little"))
-    return replace(WITH_AGENT, migration_agent_floor=floor_data(tcb), **changed)
+    return replace(WITH_AGENT, migration_agent_floor=floor_data(LINES["Milan"].layout.split(tcb_of(host))), **changed)
+
+
+def tcb_of(host):
+    return host.board.psp.firmware.current.tcb.to_bytes(8, "little")
 
 
 def greeting(host):
@@ -163,6 +170,26 @@ def test_whatever_its_hypervisor_says_an_agent_meets_nobody_below_its_floor_or_w
             meets(here, other)
     with pytest.raises(LaunchRefused, match="HOST_DATA_UNEXPECTED"):
         meets(usual, here)
+
+
+def test_an_agent_that_was_launched_under_firmware_below_the_floor_is_met_only_when_it_begins_anew():
+    """Its host's firmware was replaced under it since, so that its report is of that: who launched it did so before."""
+    new = LINES["Milan"].layout.split(tcb_of(make_host(platform=Platform(firmware_api=NEW))))
+    platform = replace(WITH_AGENT, firmware_api=OLD, migration_agent_floor=floor_data({"snp": new["snp"]}))
+    here, there = (make_host(name=name, platform=platform, costs=QUICK) for name in ("here", "there"))
+    for host in (here, there):
+        host.firmware.update(update_image(PRODUCTS["Milan"], ".".join(map(str, NEW))), commit=True)
+        run(host, SECOND)
+    here.restart_agent()
+    run(here, 2 * SECOND)
+    shown = [parse_report(host.tasks.at_once(own_report(host.hypervisor)), Trail()) for host in (here, there)]
+    assert shown[0].reported_tcb == shown[1].reported_tcb
+    for low in (False, True):
+        with pytest.raises(LaunchRefused, match="LAUNCH_TCB_LOW"):
+            here.tasks.at_once(order_agent(here.hypervisor, "meet", "vm", greeting(there), low))
+    there.restart_agent()
+    run(there, 2 * SECOND)
+    here.tasks.at_once(order_agent(here.hypervisor, "meet", "vm", greeting(there), False))
 
 
 def test_an_agent_that_begins_anew_has_the_floor_that_it_had():

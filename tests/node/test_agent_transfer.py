@@ -19,6 +19,7 @@ from node.generation import Generation
 from node.guest import GuestState
 from node.host import Host, HostSpec
 from node.hypervisor_port import LaunchRefused
+from node.launched_vm import DOORBELLS
 from node.migration_agent import MARK, Hello
 from node.migration_refusal import MigrationRefusal
 from node.packing import packed
@@ -432,6 +433,19 @@ def older(host):
     """A platform like a host's, whose firmware has a lower security version in one part."""
     tcb = host.board.psp.firmware.current.tcb
     return dataclasses.replace(WITH_AGENT, firmware_tcb=tcb - (1 << 48))
+
+
+def test_where_a_vcpu_awaits_interrupts_the_next_hypervisor_knows():
+    """Without its doorbell a guest with restricted injection is brought none any more, and is told nothing of that."""
+    here, there = hosts()
+    more = {"migration_agent": True, "sev_features": int(SevFeature.RESTRICTED_INJECTION)}
+    here.launch(dataclasses.replace(guest_spec("vm", SNP, "ledger", vcpus=2, units=UNITS), **more), print, running=True)
+    run(here, 2_000_000)
+    here.hypervisor.launched("vm").doorbells[1] = here.guests["vm"].spec.memory.shared.gpa
+    move(here, there, "vm")
+    assert there.hypervisor.launched("vm").doorbells == {1: there.guests["vm"].spec.memory.shared.gpa}
+    there.hypervisor.launched("vm").hear_of_vcpus(((DOORBELLS, 0x5008, 0),))
+    assert set(there.hypervisor.launched("vm").doorbells) == {1}
 
 
 def test_an_agent_sends_nothing_under_an_older_firmware_and_takes_a_guest_that_comes_from_one():

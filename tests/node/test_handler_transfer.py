@@ -484,18 +484,23 @@ def test_a_guest_with_a_vcpu_that_nobody_has_started_is_refused_before_it_is_tou
     assert [one.registers.r13 for one in guest.vcpus] == [UNITS, UNITS]
 
 
-def test_a_handler_that_is_told_of_other_entries_than_there_are_accepts_no_memory(on_its_way, monkeypatch):
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        (lambda pieces: [(gpa, size, not large) for gpa, size, large in pieces], "was validated before, or is none"),
+        (lambda pieces: pieces[1:], "its memory is another than the guest's was"),
+    ],
+)
+def test_a_handler_that_is_told_of_other_entries_than_there_are_accepts_no_memory(on_its_way, monkeypatch, told, why):
     here, there = on_its_way
     what, honest = stopped(here, "vm"), handler_transfer._order
 
     def lies(hypervisor, vm, record, order, *rest):
-        if order == "in":
-            *rest, pieces = rest
-            rest.append(tuple([(gpa, length, not large) for gpa, length, large in pieces]))
+        rest = (*rest[:-1], tuple(told(rest[-1]))) if order == "in" else rest
         return (yield from honest(hypervisor, vm, record, order, *rest))
 
     monkeypatch.setattr(handler_transfer, "_order", lies)
-    assert "was validated before, or is none" in laid(there, "vm", what)
+    assert why in laid(there, "vm", what)
 
 
 @pytest.mark.parametrize("change", [{"digest": bytes(48)}, {"report_id": bytes(32)}, {"policy": 0}])

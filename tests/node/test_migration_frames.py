@@ -50,11 +50,13 @@ def _runs_of(gaps, unit, step):
 
 
 STATES = st.builds(
-    lambda vcpus, pages, blocks, launched: VmState(
+    lambda vcpus, pages, blocks, launched, time_base: VmState(
         "vm", tuple(bytes([number]) * PAGE for number in range(vcpus)),
         tuple(number % 2 == 0 for number in range(vcpus)), tuple(launched), tuple(range(vcpus)), pages, blocks,
+        time_base=time_base,
     ),
     st.integers(1, 4), runs(PAGE, PAGE), runs(PAGE, 1), st.lists(st.integers(0, 1 << 40), max_size=3),
+    st.tuples(st.integers(1, 1 << 34), st.integers(0, (1 << 64) - 1)),
 )  # fmt: skip
 
 
@@ -143,7 +145,7 @@ def forged(sequence, kind, body):
 
     packed = msgpack.packb(body)
     checksum = _checksum(NO_SESSION, sequence, kind, packed)
-    return msgpack.packb((2, NO_SESSION, sequence, kind, len(packed), checksum, packed))
+    return msgpack.packb((3, NO_SESSION, sequence, kind, len(packed), checksum, packed))
 
 
 FIELDS = ("version", "session", "sequence", "kind", "length", "checksum", "body")
@@ -165,15 +167,20 @@ def test_a_field_of_another_type_is_refused_by_name_whatever_it_equals(field, va
         back([msgpack.packb(frame) for frame in frames])
 
 
-HEAD = ("vm", (True,), (), (0,))
+TIME_BASE = (2_000_000_000, 7)
+HEAD = ("vm", (True,), (), (0,), TIME_BASE)
 
 
 @pytest.mark.parametrize(
     ("bodies", "line"),
     [
-        ([(1, ("other", (True,), (), (0,)))], "frame 0: vm: expected vm, got 'other'"),
-        ([(1, ("vm", (), (), ()))], "frame 0: vcpus: expected 1 to 1024"),
-        ([(1, ("vm", (True,), (-1,), (0,)))], "frame 0: head: expected 64-bit addresses"),
+        ([(1, ("other", *HEAD[1:]))], "frame 0: vm: expected vm, got 'other'"),
+        ([(1, ("vm", (), (), (), TIME_BASE))], "frame 0: vcpus: expected 1 to 1024"),
+        ([(1, ("vm", (True,), (-1,), (0,), TIME_BASE))], "frame 0: head: expected 64-bit addresses"),
+        ([(1, HEAD[:4])], "frame 0: head: expected name, vCPUs, launched pages, reset vectors, time base"),
+        ([(1, (*HEAD[:4], (1,)))], "frame 0: time base: expected a rate and an offset"),
+        ([(1, (*HEAD[:4], (1, -1)))], "frame 0: time base: expected a rate and an offset"),
+        ([(1, (*HEAD[:4], (True, 0)))], "frame 0: time base: expected a rate and an offset"),
         ([(1, [1, 2])], "frame 0: head: expected name"),
         ([(3, ((0, bytes(PAGE)),))], "frame 0: kind: expected a head first"),
         ([(1, HEAD), (1, HEAD)], "frame 1: kind: expected a head first"),
@@ -202,7 +209,7 @@ def test_frames_that_are_well_formed_and_wrong_are_refused_by_field(bodies, line
 
 def test_a_frame_that_is_too_long_is_refused_before_anybody_opens_it():
     body = bytes(MOST_FRAME_BYTES)
-    frames = [forged(0, 1, ("vm", (True,), (), (0,))), forged(1, 3, ((0, body),))]
+    frames = [forged(0, 1, HEAD), forged(1, 3, ((0, body),))]
     with pytest.raises(FrameError, match=rf"^frame 1: length: expected at most {MOST_FRAME_BYTES} bytes, got"):
         back(frames)
 

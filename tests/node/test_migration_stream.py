@@ -94,7 +94,7 @@ BAD = {
     "more after the end": (lambda f, _: (*f, f[-1]), "sequence: expected"),
     "more after the end, numbered on": (
         lambda f, _: (*f, resigned(f[-1], sequence=len(f))), "kind: expected a head first and nothing after the end"),
-    "another version": (lambda f, _: (reframed(f[0], version=1), *f[1:]), "version: expected 2, got 1"),
+    "another version": (lambda f, _: (reframed(f[0], version=1), *f[1:]), "version: expected 3, got 1"),
     "another length": (lambda f, _: (reframed(f[0], length=1), *f[1:]), "length: expected 1"),
     "another checksum": (lambda f, _: (reframed(f[0], checksum=bytes(32)), *f[1:]), "checksum: expected"),
     # Both hold runs, so that nothing but the checksum tells them apart.
@@ -106,9 +106,10 @@ BAD = {
     "a page outside the VM": (lambda f, _: moved(f, pages_at(f), 1 << 40), "gpa: expected whole pages of the VM"),
     "a page at no page's address": (lambda f, _: moved(f, pages_at(f), 8), "gpa: expected whole pages of the VM"),
     "another VM's": (
-        lambda f, _: (resigned(f[0], body=packed(("other", (True,), (), (0,)))), *f[1:]), "vm: expected vm"),
+        lambda f, _: (resigned(f[0], body=packed(("other", (True,), (), (0,), (1, 0)))), *f[1:]), "vm: expected vm"),
     "more vCPUs": (
-        lambda f, _: (resigned(f[0], body=packed(("vm", (True,) * 2, (), (0, 0)))), *f[1:]), "vcpus: expected 1"),
+        lambda f, _: (resigned(f[0], body=packed(("vm", (True,) * 2, (), (0, 0), (1, 0)))), *f[1:]),
+        "vcpus: expected 1"),
     "an older stop's frames after the head": (lambda f, old: (f[0], *old[1:]), None),
     "a stream of another move": (lambda f, _: tuple(
         resigned(one, session=session_of(NUMBER - 1, "vm", "here", "there")) for one in f), "session: expected"),

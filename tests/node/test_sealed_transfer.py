@@ -385,6 +385,32 @@ def test_lines_that_a_host_has_of_a_guest_s_frames_land_on_no_page_that_came(pro
     assert look(there, there.guests["vm"], gpa, len(NEW)) == NEW
 
 
+def test_what_vcpus_told_their_hypervisor_the_next_one_knows():
+    """Where the jump table lies, by which a vCPU that is held in reset goes on; a vCPU's DR7, and its GHCB."""
+    here, there = hosts()
+    start(here, "vm", ES, "ledger", vcpus=2, units=UNITS)
+    run(here, 2_000_000)
+    record = here.hypervisor.launched("vm")
+    assert record.jump_table
+    record.dr7[1, 0], record.ghcbs[0, 0] = 0x455, 9
+    move(here, there, "vm")
+    now = there.hypervisor.launched("vm")
+    assert (now.jump_table, now.dr7, now.ghcbs) == (record.jump_table, {(1, 0): 0x455}, {(0, 0): 9})
+
+
+@pytest.mark.parametrize("change", [lambda session: session[:-1], lambda session: session + bytes(3 * 4096)])
+def test_a_session_of_another_length_is_refused_before_a_byte_of_it_is_laid_down(change):
+    here, there = hosts()
+    start(here, "vm", SEV, "ledger", units=UNITS)
+    run(here, 2_000_000)
+    here.departures.begin("vm", lambda _: None)
+    wrong, session = sealed(here, "vm", certificates(there, here.guests["vm"].spec))
+    assert wrong is None
+    before = there.board.dram.resident_bytes
+    assert opened(there, "vm", change(session)).startswith(f"session: expected {len(session)} bytes, got")
+    assert there.board.dram.resident_bytes == before
+
+
 def test_what_firmware_was_to_copy_of_a_move_that_is_called_off_it_does_not():
     here, there = hosts()
     start(here, "vm", SEV, "ledger", units=UNITS)
