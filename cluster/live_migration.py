@@ -19,7 +19,7 @@ from cluster.broken_links import break_round_off, end_flow, give_up, hold_back
 from cluster.commit_record import CommitRecord
 from cluster.entity import NEVER
 from cluster.fabric import Fabric, Flow
-from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Event, Phase, Report
+from cluster.hand_over import AFTER_RESTART, FINAL, REPEATS, Event, Phase, Report
 from cluster.migration import Due, Migration, MigrationOrder, Outcome, Patience, outcome_of
 from cluster.migration_admission import Admission
 from cluster.migration_commands import AWAITED, ROWS, TELL
@@ -532,7 +532,7 @@ class LiveMigrations:
             say_pace(self, one)
         if one.unserved or (one.flow is None and (phase is not Phase.PRE or one.precopy is None)):
             one.silence += 1
-            if one.silence > self.patience.most_times and (phase, Event.FAILED) in AUTHORITY:
+            if one.silence > self.patience.most_times and (phase, Event.FAILED) in ROWS:
                 self.fail(one, Outcome.TIMED_OUT, now_ns, f"no answer in phase {phase.value!r}")
                 return
             if one.unserved:
