@@ -19,7 +19,7 @@ from cluster.broken_links import break_round_off, end_flow, give_up, hold_back
 from cluster.commit_record import CommitRecord
 from cluster.entity import NEVER
 from cluster.fabric import Fabric, Flow
-from cluster.hand_over import AFTER_RESTART, AUTHORITY, FINAL, REPEATS, Event, Phase, Report
+from cluster.hand_over import AFTER_RESTART, FINAL, REPEATS, Event, Phase, Report
 from cluster.migration import Due, Migration, MigrationOrder, Outcome, Patience, outcome_of
 from cluster.migration_admission import Admission
 from cluster.migration_commands import AWAITED, ROWS, TELL
@@ -176,6 +176,13 @@ class LiveMigrations:
         for tell in told:
             tell(self, one)
         return True
+
+    def _enter(self, one: Migration, phase: Phase, now_ns: int) -> None:
+        """Come to a phase by no row."""
+        if phase is not one.phase:
+            one.phase = phase
+            one.history.append((phase, now_ns))
+        self._await(one, phase, now_ns)
 
     def _await(self, one: Migration, phase: Phase, now_ns: int) -> None:
         """Wait for the answers of a phase, where messages may be lost."""
@@ -532,7 +539,7 @@ class LiveMigrations:
             say_pace(self, one)
         if one.unserved or (one.flow is None and (phase is not Phase.PRE or one.precopy is None)):
             one.silence += 1
-            if one.silence > self.patience.most_times and (phase, Event.FAILED) in AUTHORITY:
+            if one.silence > self.patience.most_times and (phase, Event.FAILED) in ROWS:
                 self.fail(one, Outcome.TIMED_OUT, now_ns, f"no answer in phase {phase.value!r}")
                 return
             if one.unserved:
@@ -555,11 +562,7 @@ class LiveMigrations:
                 self.end(one, Outcome.RESTARTED, now_ns, "before it had begun")
                 continue
             one.outcome, one.reason = Outcome.RESTARTED, f"in phase {one.phase.value!r}"
-            phase = AFTER_RESTART[last[one.number]]
-            if phase is not one.phase:
-                one.phase = phase
-                one.history.append((phase, now_ns))
-            self._await(one, phase, now_ns)
+            self._enter(one, AFTER_RESTART[last[one.number]], now_ns)
             if one.phase is Phase.DRAINING:
                 drain(self, one, now_ns)
             for command in REPEATS[one.phase]:

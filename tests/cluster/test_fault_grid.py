@@ -17,7 +17,7 @@ from cluster.control_plane import ControlPlane
 from cluster.hand_over import Event, Phase, Record
 from cluster.live_migration import LiveMigrations
 from cluster.migration import Migration
-from cluster.migration_commands import TELL
+from cluster.migration_commands import TELL, rows_of
 from node.page_swaps import PageSwaps
 
 SWITCH_OVER = ["paused", "stopped", "sent", "committed"]
@@ -76,7 +76,7 @@ def test_a_control_plane_that_takes_a_decision_back_is_found(firmware: Path, mon
     where = "nobody hears anything", "committed"
     (one,) = [one for one in cells("PLAIN", firmware) if (one.fault, one.point) == where]
     unsafe = {**hand_over.AUTHORITY, (Phase.COMMITTED, Event.FAILED): hand_over.AUTHORITY[Phase.PRE, Event.FAILED]}
-    monkeypatch.setattr("cluster.live_migration.AUTHORITY", unsafe)
+    monkeypatch.setattr("cluster.live_migration.ROWS", rows_of(unsafe))
     assert "2 hosts ran it at once" in {found(one, firmware, seed) for seed in range(6)}
 
 
