@@ -177,6 +177,13 @@ class LiveMigrations:
             tell(self, one)
         return True
 
+    def _enter(self, one: Migration, phase: Phase, now_ns: int) -> None:
+        """Come to a phase by no row."""
+        if phase is not one.phase:
+            one.phase = phase
+            one.history.append((phase, now_ns))
+        self._await(one, phase, now_ns)
+
     def _await(self, one: Migration, phase: Phase, now_ns: int) -> None:
         """Wait for the answers of a phase, where messages may be lost."""
         if self.patience.again_after_ns and phase is not Phase.SOURCE:
@@ -555,11 +562,7 @@ class LiveMigrations:
                 self.end(one, Outcome.RESTARTED, now_ns, "before it had begun")
                 continue
             one.outcome, one.reason = Outcome.RESTARTED, f"in phase {one.phase.value!r}"
-            phase = AFTER_RESTART[last[one.number]]
-            if phase is not one.phase:
-                one.phase = phase
-                one.history.append((phase, now_ns))
-            self._await(one, phase, now_ns)
+            self._enter(one, AFTER_RESTART[last[one.number]], now_ns)
             if one.phase is Phase.DRAINING:
                 drain(self, one, now_ns)
             for command in REPEATS[one.phase]:

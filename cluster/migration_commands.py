@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from cluster.guest_body import GuestBody
-from cluster.hand_over import AUTHORITY, Command, Phase, Report
+from cluster.hand_over import AUTHORITY, Command, Event, Phase, Record, Report, Step
 from cluster.migration import Migration
 from node.migration_frames import Stream
 
@@ -77,10 +77,20 @@ TELL: Mapping[Command, Callable[[LiveMigrations, Migration], None]] = {
 }
 """Tells a host a command: the move's number, the VM, and what else there is to say."""
 
-ROWS = {
-    place: (row.to, row.record, tuple([TELL[command] for command in row.told])) for place, row in AUTHORITY.items()
-}
-"""The authority's table, with what tells each command in its place."""
+Row = tuple[Phase, Record | None, tuple[Callable[["LiveMigrations", Migration], None], ...]]
+"""As a step of the hand-over, with what tells each command in its place."""
+
+
+def rows_of(table: Mapping[tuple[Phase, Event], Step]) -> Mapping[tuple[Phase, Event], Row]:
+    """A table of the hand-over, ready to be carried out."""
+    return {
+        place: (to, record, tuple([TELL[command] for command in told]))
+        for place, (to, record, told) in table.items()
+    }  # fmt: skip
+
+
+ROWS = rows_of(AUTHORITY)
+"""The authority's."""
 
 AWAITED: Mapping[Phase, frozenset[Report]] = {
     Phase.DESTINATION: frozenset({Report.LEFT}),

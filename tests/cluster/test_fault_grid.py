@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster import hand_over
 from cluster.bench import fault_grid, faults, inner_faults
 from cluster.bench.fault_grid import GENERATIONS, Cell
 from cluster.bench.fault_verdict import judged
@@ -16,7 +17,7 @@ from cluster.control_plane import ControlPlane
 from cluster.hand_over import Event, Phase, Record
 from cluster.live_migration import LiveMigrations
 from cluster.migration import Migration
-from cluster.migration_commands import ROWS
+from cluster.migration_commands import TELL, rows_of
 from node.page_swaps import PageSwaps
 
 SWITCH_OVER = ["paused", "stopped", "sent", "committed"]
@@ -74,8 +75,8 @@ def test_a_control_plane_that_takes_a_decision_back_is_found(firmware: Path, mon
     """It gives up a move that it has committed, because it hears nothing of the target, which has started the VM."""
     where = "nobody hears anything", "committed"
     (one,) = [one for one in cells("PLAIN", firmware) if (one.fault, one.point) == where]
-    unsafe = {**ROWS, (Phase.COMMITTED, Event.FAILED): ROWS[Phase.PRE, Event.FAILED]}
-    monkeypatch.setattr("cluster.live_migration.ROWS", unsafe)
+    unsafe = {**hand_over.AUTHORITY, (Phase.COMMITTED, Event.FAILED): hand_over.AUTHORITY[Phase.PRE, Event.FAILED]}
+    monkeypatch.setattr("cluster.live_migration.ROWS", rows_of(unsafe))
     assert "2 hosts ran it at once" in {found(one, firmware, seed) for seed in range(6)}
 
 
@@ -91,19 +92,14 @@ def test_a_control_plane_that_says_what_it_has_not_written_is_found(
     firmware: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def step(live: LiveMigrations, one: Migration, event: Event, now_ns: int) -> bool:
-        row = ROWS.get((one.phase, event))
-        if row is None:
-            return False
-        phase, record, told = row
-        for tell in told:
-            tell(live, one)
-        if record is not None:
-            live.record.append(one.number, record)
-        if phase is not one.phase:
-            one.phase = phase
-            one.history.append((phase, now_ns))
-        live._await(one, phase, now_ns)
-        return True
+        row = hand_over.AUTHORITY.get((one.phase, event))
+        if row is not None:
+            for command in row.told:
+                TELL[command](live, one)
+            if row.record is not None:
+                live.record.append(one.number, row.record)
+            live._enter(one, row.to, now_ns)
+        return row is not None
 
     assert wrong(KILLED, "PLAIN", firmware, "sent") == ""
     monkeypatch.setattr(LiveMigrations, "step", step)
