@@ -86,7 +86,7 @@ from cluster.ray_start import our_handlers
 cluster = RayCluster()
 cluster._ray = ray
 with our_handlers(ray), cluster._watched():
-    daemon = ray._private.services.start_ray_process(["/bin/sleep", "60"], "raylet", False).process
+    daemon = ray._private.services.start_ray_process(["/bin/sleep", "60"], "gcs_server", False).process
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})  # a wait below Python hears nothing
     if "told" in sys.argv:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -100,7 +100,7 @@ with our_handlers(ray), cluster._watched():
     ("told", "code", "line"),
     [
         ("told", 128 + 15, "stopped by SIGTERM (before anything began)"),
-        ("", 1, "Ray did not start: its process raylet ended unexpectedly"),
+        ("", 1, "Ray did not start: its process gcs_server ended unexpectedly"),
     ],
 )
 def test_who_waits_below_python_for_a_process_that_is_gone_ends_as_it_was_told(told: str, code: int, line: str) -> None:
