@@ -126,7 +126,10 @@ GONE = (GuestState.DESTROYED, GuestState.REFUSED, GuestState.DEPARTED)
 
 
 class _WhenPutUp(Generic[T]):
-    """What a VM gets when it is put up; before, it is ``empty``. Asking for it puts up a newcomer."""
+    """What a VM gets when it is put up; before, it is ``empty``. Asking for it puts up a newcomer.
+
+    Nothing is kept of who asks before: what stood at the guest itself would hide that it is a newcomer.
+    """
 
     def __init__(self, empty: Callable[[], T] | None = None) -> None:
         self._empty = empty
@@ -139,11 +142,11 @@ class _WhenPutUp(Generic[T]):
         own: dict[str, T] = vars(guest)
         if guest.newcomer is not None:
             guest.newcomer.put_up()
-        elif self._empty is None:
+        if self._name in own:
+            return own[self._name]
+        if self._empty is None:
             raise AttributeError(f"{guest.spec.name}: {self._name}: expected once it runs")
-        if self._name not in own and self._empty is not None:
-            own[self._name] = self._empty()
-        return own[self._name]
+        return self._empty()
 
 
 class Guest:

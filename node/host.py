@@ -188,7 +188,7 @@ class Host:
         """
         self.check_name(spec.name)
         guest = Guest(spec, self.clock.now_ns)
-        guest.lost_ns = no_time()
+        guest.lost_ns, guest.row_ns = no_time(), {}
         self.guests[spec.name] = guest
         if spec.network:
             self.network.expect(guest)
@@ -441,9 +441,11 @@ class Host:
         guest = self.guests.get(vm)
         if guest is None or guest.newcomer is not None:
             return  # Its place is being given back, or it will find out when it is put up.
-        for vcpu, spa in zip(guest.vcpus, areas, strict=False):  # None as long as it has not begun to run.
+        if guest.state is GuestState.ARRIVING:
+            self.arrivals.placed(vm, areas)  # It has no vCPUs yet.
+            return
+        for vcpu, spa in zip(guest.vcpus, areas, strict=False):  # None of one that has left.
             vcpu.save_area_spa = spa
-        self.arrivals.placed(vm, areas)
 
     def _kicked(self, vm: str, vcpu: int, code: int) -> None:
         guest = self.guests.get(vm)

@@ -40,7 +40,7 @@ def host(*, eager=False, **kwargs):
 def move(source, target, spec, passing=lambda _step, _host: None):
     """What a migration does, in one process; the target's clock goes on to where the source's is.
 
-    ``passing`` is called while the time of a step passes.
+    ``passing`` is called while the time of a step passes, and when the VM stands whole at the target.
     """
     name, told = spec.name, []
     source.clock.env.run(until=max(source.now_ns + 1, target.now_ns))
@@ -58,6 +58,7 @@ def move(source, target, spec, passing=lambda _step, _host: None):
     passing("fill", target)
     until(lambda: len(told) > 2, target)
     assert told[0] is told[2] is None
+    passing("whole", target)
     target.arrivals.start(name)
     source.departures.finish(name)
     passing("depart", source)

@@ -10,7 +10,9 @@ from moved_guests import MARK, PLAIN, move, on_board, registers, until
 from toy_guests import DEMANDS, SECOND, Script, make_host, run, start
 
 from node import operations as op
-from node.guest import GONE
+from node.guest import GONE, GuestState
+from node.hypervisor import Hypervisor
+from node.migration_loads import NO_STREAMS, StreamRates
 from node.neighbour_ledger import NeighbourLedger
 from node.newcomer import Newcomer
 from node.program import Compute, Demand, Sleep
@@ -34,10 +36,14 @@ class Napper(Script):
     demands = (WRITES, *DEMANDS)
 
 
-def pair(*, eager=False, vcpus=1, first=0):
+class OfOnesOwn(Hypervisor):
+    """The same under another name: its tasks are run, for nobody knows what they will do."""
+
+
+def pair(*, eager=False, vcpus=1, first=0, **kwargs):
     """Two hosts and a VM that sleeps on the first, or computes; if ``eager`` they put nothing off."""
     program = {"naps": lambda _, placement: Napper(placement, partial(naps, first=first))}
-    hosts = [make_host(program, name=name) for name in ("here", "there")]
+    hosts = [make_host(program, name=name, **kwargs) for name in ("here", "there")]
     for one in hosts:
         if eager:
             one.board.unlaid.expect = lambda _: None
@@ -72,6 +78,27 @@ def call_off(one, after_ns=0):
     one.departures.cancel("vm")
 
 
+def another_vm(one):
+    start(one, f"other-{len(one.guests)}", PLAIN, "naps")
+
+
+def slow_there(one):
+    one.arrivals.slow("vm", 0.5)
+    wait(one, SECOND)
+    one.arrivals.slow("vm", 0.0)
+
+
+def leave_slowly(one):
+    """Begin to leave, be slowed down for it and asked what it reads, and stay."""
+    one.departures.begin("vm", lambda _: None)
+    wait(one, SECOND)
+    reads = one.departures.reads("vm")
+    one.departures.slow("vm", 0.3, 1e6)
+    wait(one, SECOND)
+    assert len(reads.of_pools) == len(one.departures.statement("vm"))
+    one.departures.cancel("vm")
+
+
 STEPS = {
     "its vCPUs": lambda one: one.guests["vm"].vcpus,
     "its control block": lambda one: one.board.vmcb("vm", 0),
@@ -82,6 +109,9 @@ STEPS = {
     "a pause": pause_a_while,
     "a move called off": call_off,
     "a move called off after it awoke": lambda one: call_off(one, NAP_NS),
+    "another VM": another_vm,
+    "slowed down": slow_there,
+    "slowed down to leave": leave_slowly,
     "a second": lambda one: wait(one, SECOND),
     "most of a nap": lambda one: wait(one, NAP_NS - 3 * SECOND),
     "a nap": lambda one: wait(one, NAP_NS),
@@ -143,18 +173,30 @@ FIGURES = (
 )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+STREAMS = (NO_STREAMS, StreamRates(12.5e9, 0.0), StreamRates(3e9, 1e9))
+HYPERVISORS = (Hypervisor, OfOnesOwn)
+
+
+def at(step, what):
+    """``what`` is done with the host where a move is at this step."""
+    return lambda now, one: what(one) if now == step else None
+
+
+@settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.sampled_from(["move", *STEPS]), min_size=1, max_size=9), st.integers(1, 3), st.integers(0, 2),
-    st.sampled_from([None, *ENDS]),
+    st.lists(st.sampled_from(["move", "a move past another VM", *STEPS]), min_size=1, max_size=9), st.integers(1, 3),
+    st.integers(0, 2), st.sampled_from([None, *ENDS]), st.sampled_from(STREAMS), st.sampled_from(HYPERVISORS),
 )  # fmt: skip
-def test_it_is_what_it_would_have_been_whatever_is_done_with_it(plan, vcpus, first, end):
+def test_it_is_what_it_would_have_been_whatever_is_done_with_it(plan, vcpus, first, end, streams, hypervisor):
     ends = []
     for eager in (True, False):
-        here, there = pair(eager=eager, vcpus=vcpus, first=first)
+        here, there = pair(eager=eager, vcpus=vcpus, first=first, streams=streams, hypervisor=hypervisor)
         for step in ["move", *plan]:
             if step == "move":
                 move(here, there, here.guests["vm"].spec)
+                here, there = there, here
+            elif step == "a move past another VM":
+                move(here, there, here.guests["vm"].spec, at("whole", another_vm))
                 here, there = there, here
             else:
                 STEPS[step](here)
@@ -181,20 +223,46 @@ def test_whole_moves_put_nobody_up(monkeypatch, first):
     assert not vars(here.guests["vm"]).keys() & {"vcpus", "software", "lost_ns", "row_ns"}
 
 
-@pytest.mark.parametrize("step", ["export", "fill", "depart"])
-def test_who_asks_while_a_step_of_a_move_takes_its_time_changes_nothing(step):
+VCPUS_AT = {"export": 1, "fill": 0, "whole": 0, "depart": 0}
+"""How many a VM has on the host where a move is at this step."""
+AFTERWARDS = ("nothing", "a nap", "a crash", "its end")
+
+
+@pytest.mark.parametrize("after", AFTERWARDS)
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("step", VCPUS_AT)
+def test_who_asks_while_a_step_of_a_move_takes_its_time_changes_nothing(step, first, after):
     ends = []
     for eager in (True, False):
-        here, there = pair(eager=eager)
+        here, there = pair(eager=eager, first=first)
         move(here, there, here.guests["vm"].spec)
+        seen = []
 
-        def ask(now, one, step=step):
-            if now == step:
-                assert one.guests["vm"].vcpus is not None
+        def ask(one, seen=seen):
+            seen.append(len(one.guests["vm"].vcpus))
 
-        move(there, here, there.guests["vm"].spec, ask)
+        move(there, here, there.guests["vm"].spec, at(step, ask))
+        assert seen == [VCPUS_AT[step]]
+        if after in ENDS:
+            ENDS[after](here)
+        if after != "nothing":
+            wait(here, 2 * NAP_NS)
         ends.append((books(here), books(there)))
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("end", ["a crash", "its end"])
+def test_one_that_came_past_another_vm_ends_when_it_is_told_to(end, first):
+    """That one's launch finds out where the VM lies, which has no vCPUs yet."""
+    here, there = pair(first=first)
+    move(here, there, here.guests["vm"].spec, at("whole", another_vm))
+    assert is_newcomer(there)
+    assert not vars(there.guests["vm"]).keys() & {"vcpus", "software", "lost_ns", "row_ns"}
+    ENDS[end](there)
+    wait(there, 2 * NAP_NS)
+    guest = there.guests["vm"]
+    assert (guest.state, guest.operations) == (GuestState.DESTROYED, 1)
 
 
 def test_the_end_of_its_sleep_puts_it_up_and_only_where_it_sleeps():
