@@ -173,9 +173,9 @@ def export_by_agent(
     in_memory = {spa: gpa for gpa, spa in ((gpa, record.page_spa(gpa)) for gpa in _gpas_of(record, areas)) if spa}
     swaps = PageSwaps(self, record)
     yield from swaps.begin()
-    yield from _smash(self, record, [spa for _, spa in private] + [spa for spa in areas if spa in in_memory])
-    yield from _hold(self, record, areas, in_memory)
     try:
+        yield from _smash(self, record, [spa for _, spa in private] + [spa for spa in areas if spa in in_memory])
+        yield from _hold(self, record, areas, in_memory)
         packets, sealed, rows, metadata = yield from _swap_out(record, swaps, private, seats, in_memory)
     except LaunchRefused:
         # Part of it is out: that comes back, and firmware lets go of what it holds besides.

@@ -23,7 +23,7 @@ import msgpack
 from node.operations import BLOCK_BYTES
 from node.packing import Unmade, packed
 from node.page_swaps import metadata_of
-from node.vm_state import MOST_VCPUS, NO_TIME_BASE, Packet, Run, VmState, whole_runs
+from node.vm_state import MOST_VCPUS, NO_TIME_BASE, Packet, Run, TimeBase, VmState, whole_runs
 from node.vmsa import VMSA_BYTES, StoredArea
 from psp.secret_packet import PacketHeader
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
@@ -200,7 +200,7 @@ def _shape_of(state: VmState) -> _Shape | None:
     if state.packets or state.sealed_areas or state.shared or state.told or len(pages) + len(blocks) > _MOST_IN_SHAPE:
         return None
     lengths = (
-        len(state.vm.encode()), state.started, state.launched, state.reset_rips, state.time_base,
+        len(state.vm.encode()), state.started, state.launched, state.reset_rips, _length_of(state.time_base),
         *[VMSA_BYTES if type(one) is StoredArea else len(one) for one in state.save_areas], None,
         *[(gpa, len(data)) for gpa, data in pages], None, *[(lba, len(data)) for lba, data in blocks],
     )  # fmt: skip
@@ -210,6 +210,13 @@ def _shape_of(state: VmState) -> _Shape | None:
             _SHAPES.clear()
         shape = _SHAPES[lengths] = _Shape()
     return shape
+
+
+def _length_of(base: TimeBase) -> TimeBase:
+    """A time base with the length of its offset, which is another at each move between hosts of different speeds."""
+    hz, offset = base
+    # One that is refused stands for itself; no length is negative or as large.
+    return (hz, len(packed(offset))) if 0 < offset < 1 << 64 else base
 
 
 def bytes_of(frames: Stream | Iterable[bytes]) -> int:

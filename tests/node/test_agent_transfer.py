@@ -204,6 +204,29 @@ def test_what_was_changed_on_the_way_is_refused_and_the_guest_is_taken_back(on_i
     assert (guest.faults, kept(here, guest)) == (0, expected)
 
 
+@pytest.mark.parametrize("refused", ["PSmash", "RmpUpdate"])
+def test_a_guest_whose_block_somebody_smashed_stays_and_leaves_no_frame_to_firmware(on_its_way, expected, refused):
+    """The refusal comes as its pages are smashed where it holds bytes, and else as they are put to Pre-Guest."""
+    here, there = on_its_way
+    there.arrivals.abandon("vm")
+    guest, record, rmp = here.guests["vm"], here.hypervisor.launched("vm"), here.board.rmp
+    blocks = [at for _, spa, length in record.ram for at in range(spa, spa + length, LARGE_PAGE_BYTES)]
+    holds = {at: any(here.board.dram.resident_runs(at, LARGE_PAGE_BYTES)) for at in blocks if rmp.entry(at).large}
+    block = next(at for at in holds if holds[at] == (refused == "PSmash"))
+    assert here.board.execute_host((op.PSmash(block),)) == (0,)
+    used, told = here.hypervisor.frames.used_bytes, []
+    here.departures.stop("vm", 0, told.append, told.append)
+    until(lambda: told, here)
+    assert str(told[0]).startswith(f"{refused}: ")
+    assert here.hypervisor.frames.used_bytes == used
+    free = [page for spa, length in here.hypervisor.frames.free_runs() for page in range(spa, spa + length, PAGE_BYTES)]
+    assert free
+    assert not [page for page in free if rmp.entry(page).assigned]
+    here.departures.cancel("vm")
+    run(here, here.now_ns + 100 * SECOND)
+    assert (guest.faults, kept(here, guest)) == (0, expected)
+
+
 def greeting(host):
     """What a host's agent shows others."""
     return host.tasks.at_once(greet(host.hypervisor))

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from node import migration_frames
 from node.migration_frames import (
     MOST_FRAME_BYTES,
     NO_SESSION,
@@ -92,6 +93,21 @@ def test_a_stream_is_taken_and_refused_as_its_frames_are(state):
     ):  # fmt: skip
         for _ in ("looked at", "known by its shape"):
             assert outcome(Stream(state, NO_SESSION), expected) == outcome(frames_of(state), expected)
+
+
+def test_streams_that_differ_in_how_far_ahead_their_clock_is_are_known_by_one_length_of_it():
+    """Between hosts of different speeds each move has another offset, and nothing else that is new."""
+    offsets = (0, 1, 127, 128, 255, 256, 1 << 16, (1 << 32) - 1, 1 << 32, (1 << 64) - 1)
+    states = [VmState("vm", (bytes(PAGE),), (True,), (77,), (0,), (), (), time_base=(10**9, one)) for one in offsets]
+    expected, before = Expected("vm", inside, BLOCKS), len(migration_frames._SHAPES)
+    for state in states:
+        assert Stream(state, NO_SESSION).size_bytes == sum(map(len, frames_of(state)))
+        assert state_of(Stream(state, NO_SESSION), expected) == state
+    lengths = {len(packed(one)) for one in offsets}
+    assert len(migration_frames._SHAPES) - before <= len(lengths) + 1  # None at all is one of its own.
+    for offset in (-1, -3, 1 << 64):
+        with pytest.raises(FrameError, match="time base"):
+            state_of(Stream(states[0]._replace(time_base=(10**9, offset)), NO_SESSION), expected)
 
 
 def test_no_frame_is_longer_than_it_may_be_and_large_runs_are_cut():
