@@ -58,10 +58,7 @@ class UnlaidMoves:
         self._unlaid = board.unlaid
         # Another kind of hypervisor may do other things than are known here.
         self._hypervisor = hypervisor if type(hypervisor) is Hypervisor else None
-        self._places: dict[str, VmPlace] = {}
-        """Those of VMs that it has not been asked for the records of."""
         if self._hypervisor is not None:
-            self._places = self._hypervisor.places
             board.unlaid.free_memory.frames = self._hypervisor.frames
         self._tasks = tasks
         self._cost = cost
@@ -73,9 +70,10 @@ class UnlaidMoves:
 
     def _place(self, vm: str) -> VmPlace | None:
         """What the hypervisor holds of a VM, if it has nothing to do for it and nobody has looked at that."""
-        if vm not in self._unlaid.vms or vm in self._tasks.lines:
+        hypervisor = self._hypervisor
+        if hypervisor is None or vm not in self._unlaid.vms or vm in self._tasks.lines:
             return None
-        return self._places.get(vm)
+        return hypervisor.places.get(vm)
 
     def receive(self, guest: Guest) -> bool:
         """As ``receive``: what the VM will need is taken."""
@@ -83,7 +81,7 @@ class UnlaidMoves:
         vm = spec.name
         if hypervisor is None or vm not in unlaid.vms or vm in self._tasks.lines:
             return False
-        if vm in self._places or hypervisor.has_record(vm):
+        if vm in hypervisor.places or hypervisor.has_record(vm):
             return False
         if spec.cpu_model or spec.launched_on:
             return False  # Of the latter the hypervisor asks whether its processors show all that they are shown.
@@ -98,7 +96,7 @@ class UnlaidMoves:
             if not unlaid.build(vm, place):
                 place.give_back()
                 return False
-        self._places[vm] = place
+        hypervisor.places[vm] = place
         return True
 
     def export(
