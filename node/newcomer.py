@@ -22,7 +22,7 @@ from node.program import FORGOTTEN, Demand
 from node.tenant import TenantPort
 from node.vcpu import AWAITING, SLEEPING, Vcpu, VcpuState
 from node.vm_state import VmState
-from node.vmsa import GENERAL_REGISTERS, load_registers, registers_in
+from node.vmsa import GENERAL_REGISTERS, StoredArea, load_registers, registers_in
 
 if TYPE_CHECKING:
     from node.host import Host
@@ -62,19 +62,20 @@ class Newcomer:
     def goes_on(self) -> bool:
         """Let its vCPUs go on here and now; False, with nothing done, where it is to be put up for that."""
         host, guest, state = self._host, self._guest, self.state
-        puts_off = state.vm in host.board.unlaid.vms and host.log.records is None
-        if not (puts_off and all(state.started)):
+        # Its hypervisor here may have stored others than came.
+        areas = host.board.unlaid.save_areas(state, self.entered.save_areas)
+        if areas is None or host.log.records is not None or not all(state.started):
             return False  # A log names the demands also of VMs that have left.
         if state.time_base != host.time_base:
             return False  # What is added to its counter has to be stored.
         left, computes = [], False
-        for area in state.save_areas:
+        for area in areas:
             r14, r15 = registers_in(area)[_R14:]
             if not r15 or r14 == AWAITING:
                 return False
             left.append((r14, r15))
             computes = computes or r14 != SLEEPING
-        if computes and not self._make_vcpus(left):
+        if computes and not self._make_vcpus(left, areas):
             return False
         self._left, self._since_ns = left, host.clock.now_ns
         guest.newcomer = self
@@ -88,13 +89,13 @@ class Newcomer:
                 host.vcpus.compute(self.vcpus[vcpu])
         return True
 
-    def _make_vcpus(self, left: Sequence[tuple[int, int]]) -> bool:
+    def _make_vcpus(self, left: Sequence[tuple[int, int]], areas: Sequence[bytes | StoredArea]) -> bool:
         host, guest = self._host, self._guest
         if host.contention.ledger is not None:
             return False  # Which asks for the name of each phase.
         demands = self._asked()[1]
         costs, vcpus = host.vcpus.phase_costs(guest.spec, demands), []
-        for index, area in enumerate(self.state.save_areas):
+        for index, area in enumerate(areas):
             number, _ = left[index]
             if number != SLEEPING and number >= len(costs[index]):
                 return False  # Somebody stored to the save area.
@@ -163,7 +164,7 @@ class Newcomer:
         guest.newcomer = None
         entered = self.entered
         if self._left:
-            areas = host.board.unlaid.areas(vm)
+            areas = host.board.unlaid.areas(vm)[: len(self._left)]
             entered = entered._replace(save_areas=areas)
             for vcpu, spa in zip(self.vcpus, areas, strict=False):
                 vcpu.save_area_spa = spa

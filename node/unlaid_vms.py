@@ -28,7 +28,7 @@ from node.kept_ranges import Touch
 from node.nested_table_pages import layout_of
 from node.platform import HostMode
 from node.running_vcpus import NOWHERE
-from node.vm_state import Run
+from node.vm_state import Run, VmState
 from node.vmsa import StoredArea, registers_in
 from psp.system_bus import PAGE_BYTES
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from node.vm_place import VmPlace
 
 _PLAIN = Generation.PLAIN
+_BLANK = bytes(PAGE_BYTES)
+"""What is in a save area that was cleared since its control block was written."""
 Batch = tuple[op.HypervisorOperation, ...]
 Later = Callable[[], Batch]
 """Operations that are made when they are to be carried out."""
@@ -190,18 +192,31 @@ class UnlaidVms:
         self.vms[vm].stored[vcpu] = StoredArea(page, (*registers_in(before)[:-1], left))
 
     def areas(self, vm: str) -> tuple[int, ...]:
-        """Where the save areas of a VM's vCPUs are, as far as anybody has asked."""
-        return tuple(self.vms[vm].areas.values())
+        """Where the save areas of a VM's vCPUs are, by their numbers, as far as anybody has asked."""
+        return tuple([area for _, area in sorted(self.vms[vm].areas.items())])
+
+    def save_areas(self, state: VmState, areas: Sequence[int]) -> Sequence[bytes | StoredArea] | None:
+        """Registers by vCPU of a VM that came and has not run; None if it is laid down, as one with other areas is."""
+        one = self.vms.get(state.vm)
+        if one is None:
+            return None
+        if one.pages is state.pages:
+            return state.save_areas  # All that came was stored, and nothing else.
+        if one.areas != dict(enumerate(areas)) or len(areas) != len(state.save_areas):
+            self.look(state.vm)
+            return None
+        stored, contents = one.stored, one.contents
+        return [stored[vcpu] if vcpu in stored else contents.get(spa, _BLANK) for vcpu, spa in enumerate(areas)]
 
     def save_area(self, vm: str, vcpu: int) -> bytes | StoredArea:
         """The registers of a vCPU that is off its core."""
         one = self.vms[vm]
-        return one.stored[vcpu] if vcpu in one.stored else one.contents[one.areas[vcpu]]
+        return one.stored[vcpu] if vcpu in one.stored else one.contents.get(one.areas[vcpu], _BLANK)
 
     def store_registers(self, vm: str, vcpu: int, registers: tuple[int, ...]) -> None:
         """What its exit leaves there."""
         one = self.vms[vm]
-        before = one.stored[vcpu] if vcpu in one.stored else one.contents[one.areas[vcpu]]
+        before = self.save_area(vm, vcpu)
         page = before.page if isinstance(before, StoredArea) else before
         one.stored[vcpu] = StoredArea(page, registers)
 
@@ -449,10 +464,11 @@ class UnlaidVms:
         one.done.append(write)
         return None
 
-    def _host_clear(self, _: str, one: _Unlaid, clear: op.HostClear) -> op.Answer:
+    def _host_clear(self, vm: str, one: _Unlaid, clear: op.HostClear) -> op.Answer:
         spa, end = clear.spa, clear.spa + clear.length
         if clear.encrypted:
             raise _NowError
+        self.asked(vm)  # What runs has its registers on its core, and is not to find them gone.
         for start, length in self._outside(one, spa, end):
             self._expect_free(start, length)  # And so it stays.
         one.pages = None
@@ -468,7 +484,8 @@ class UnlaidVms:
         spa, plain = write.save_area_spa, Generation.PLAIN
         if (
             write.vm != vm or write.generation != plain.name or not one.maps or write.vcpu in one.areas
-            or write.nested_cr3 != -1 or write.tlb_control or len(one.contents.get(spa, b"")) != PAGE_BYTES
+            or spa in one.areas.values() or write.nested_cr3 != -1 or write.tlb_control
+            or len(one.contents.get(spa, b"")) != PAGE_BYTES
             or not self._board.vmrun_checks.consistent(plain, write.asid, spa)
         ):  # fmt: skip
             raise _NowError

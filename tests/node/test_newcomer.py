@@ -1,13 +1,11 @@
 """A VM that comes in the middle of something is what it would have been, whenever it is put up; no move puts it up."""
 
-from dataclasses import dataclass
-from functools import partial
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moved_guests import MARK, PLAIN, move, on_board, registers, until
-from toy_guests import DEMANDS, SECOND, Script, make_host, run, start
+from moved_guests import PLAIN, move, on_board, registers, until
+from newcomers import NAP_NS, at, books, is_newcomer, pair, wait
+from toy_guests import SECOND, start
 
 from node import operations as op
 from node.guest import GONE, GuestState
@@ -15,51 +13,12 @@ from node.hypervisor import Hypervisor
 from node.migration_loads import NO_STREAMS, StreamRates
 from node.neighbour_ledger import NeighbourLedger
 from node.newcomer import Newcomer
-from node.program import Compute, Demand, Sleep
 from node.vcpu import AWAITING, VcpuState
 from node.vmsa import VMSA_FIELDS
-from psp.system_bus import PAGE_BYTES
-
-NAP_NS = 40 * SECOND
-WRITES = Demand("writes", 2.0, 1.0, 0.5, 2.0, written_set_bytes=1 << 20, written_bytes_per_kilo_instruction=8.0)
-
-
-def naps(placement, held, first=0):
-    """Write a page, then sleep long; every third time compute for some seconds instead, each vCPU at another time."""
-    yield (op.Write(placement.base_gpa + PAGE_BYTES * (held.r13 % 4), MARK),)
-    held.r13 += 1
-    return Compute(0, 10**11) if (held.r13 + first + placement.vcpu) % 3 == 0 else Sleep(NAP_NS)
-
-
-@dataclass(frozen=True, slots=True)
-class Napper(Script):
-    demands = (WRITES, *DEMANDS)
 
 
 class OfOnesOwn(Hypervisor):
     """The same under another name: its tasks are run, for nobody knows what they will do."""
-
-
-def pair(*, eager=False, vcpus=1, first=0, **kwargs):
-    """Two hosts and a VM that sleeps on the first, or computes; if ``eager`` they put nothing off."""
-    program = {"naps": lambda _, placement: Napper(placement, partial(naps, first=first))}
-    hosts = [make_host(program, name=name, **kwargs) for name in ("here", "there")]
-    for one in hosts:
-        if eager:
-            one.board.unlaid.expect = lambda _: None
-    start(hosts[0], "vm", PLAIN, "naps", vcpus=vcpus)
-    run(hosts[0], 2 * SECOND)
-    states = [VcpuState.COMPUTING if (1 + first + vcpu) % 3 == 0 else VcpuState.SLEEPING for vcpu in range(vcpus)]
-    assert [vcpu.state for vcpu in hosts[0].guests["vm"].vcpus] == states
-    return hosts
-
-
-def is_newcomer(one):
-    return isinstance(one.guests["vm"].newcomer, Newcomer)
-
-
-def wait(one, ns):
-    one.clock.env.run(until=one.now_ns + ns)
 
 
 def pause_a_while(one):
@@ -148,38 +107,8 @@ ENDS = {
 }
 
 
-def books(one):
-    """All that a host has of the VM, and what happened there, once its books are closed."""
-    one.close(one.now_ns)
-    guest = one.guests.get("vm")
-    events = next(one.clock._eid)
-    found = [one.log.close(), one.hypervisor.figures(), one.vcpus.seats.peak, one.vcpus.operations, events, one.now_ns]
-    if guest is None or guest.state in GONE:
-        return [*found, guest and guest.state]
-    figures = {name: vars(guest).get(name, getattr(type(guest), name)) for name in FIGURES}
-    seats = [
-        (
-            vcpu.state, vcpu.epoch, vcpu.elapsed_ns, vcpu.instructions, vcpu.moved_instructions, vcpu.phases,
-            vcpu.save_area_spa, [getattr(vcpu.registers, name) for name in type(vcpu.registers).__slots__],
-        )
-        for vcpu in guest.vcpus
-    ]  # fmt: skip
-    return [*found, guest.state, figures, seats, guest.lost_ns, guest.row_ns, guest.demands, guest.phase_costs]
-
-
-FIGURES = (
-    "asid", "launched", "reset_rips", "boot_rips", "running_ns", "ended_ns", "operation_ns", "operations", "faults",
-    "units_of_work", "bytes_read", "bytes_written", "launch_digest",
-)  # fmt: skip
-
-
 STREAMS = (NO_STREAMS, StreamRates(12.5e9, 0.0), StreamRates(3e9, 1e9))
 HYPERVISORS = (Hypervisor, OfOnesOwn)
-
-
-def at(step, what):
-    """``what`` is done with the host where a move is at this step."""
-    return lambda now, one: what(one) if now == step else None
 
 
 @settings(max_examples=60, deadline=None)
@@ -190,7 +119,7 @@ def at(step, what):
 def test_it_is_what_it_would_have_been_whatever_is_done_with_it(plan, vcpus, first, end, streams, hypervisor):
     ends = []
     for eager in (True, False):
-        here, there = pair(eager=eager, vcpus=vcpus, first=first, streams=streams, hypervisor=hypervisor)
+        here, there = pair(eager=eager, vcpus=vcpus, first=first, streams=streams, here=hypervisor, there=hypervisor)
         for step in ["move", *plan]:
             if step == "move":
                 move(here, there, here.guests["vm"].spec)
