@@ -12,6 +12,8 @@ from node.generation import Generation
 from node.guest import Guest, GuestSpec
 from node.host import Host, HostSpec
 from node.host_kind import HostKind
+from node.hypervisor import Hypervisor
+from node.hypervisor_port import HypervisorFactory
 from node.migration_loads import NO_STREAMS, StreamRates
 from node.operations import BLOCK_BYTES, BlockRead, BlockWrite, Compute, Read, Shutdown, Sleep, Write
 from node.platform import AS_USUAL, Platform
@@ -140,11 +142,12 @@ def make_host(
     platform: Platform = AS_USUAL,
     name: str = "host",
     streams: StreamRates = NO_STREAMS,
+    hypervisor: HypervisorFactory = Hypervisor,
 ) -> Host:
     known = {"ledger": ledger, "rest": script(rest), "busy": script(busy), **(programs or {})}
     machine = PRODUCTS[product]
     spec = HostSpec(name, machine, memory_bytes, min_sev_asid, 7, 60 * SECOND, platform=platform, streams=streams)
-    return Host(spec, known, {"auto": image}, costs)
+    return Host(spec, known, {"auto": image}, costs, hypervisor=hypervisor)
 
 
 def guest_spec(
