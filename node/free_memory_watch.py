@@ -71,9 +71,8 @@ class FreeMemoryWatch:
         if frames is None:
             return False
         self._rmp = rmp
-        if rmp is not None:
-            self._entries = rmp.checks.runs
-            self._changes = self._entries.changes
+        self._entries = entries = None if rmp is None else rmp.checks.runs
+        self._changes = 0 if entries is None else entries.changes
         self._add(frames.free_runs())
         frames.returned = [] if self.starts else None
         return bool(self.starts)

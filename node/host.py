@@ -43,7 +43,6 @@ from node.launch_promise import least_launch_ns
 from node.mechanism import no_time
 from node.migration_loads import NO_STREAMS, MigrationLoads, StreamRates
 from node.neighbour_ledger import NeighbourLedger
-from node.operations import VmcbStore
 from node.platform import AS_USUAL, Platform
 from node.port_window import PortWindow
 from node.product import Product
@@ -433,8 +432,7 @@ class Host:
         if before not in (self.time_base, NO_TIME_BASE):
             shown = self.clock.now_ns * hz // _NS_PER_S + offset
             ahead = shown - self.board.tsc() & _ALL
-            vm = guest.spec.name
-            self.board.execute_host(tuple([VmcbStore(vm, one.index, "TSC_OFFSET", ahead) for one in guest.vcpus]))
+            self.tasks.at_once(self.hypervisor.set_clock(guest.spec.name, len(guest.vcpus), ahead))
 
     def _placed(self, vm: str, areas: tuple[int, ...]) -> None:
         """Where save areas are that nobody had asked for."""

@@ -55,7 +55,7 @@ from node.svsm_launch import guest_launch_pages, svsm_below
 from node.tio_host import TioHost
 from node.tio_memory import TioMemory
 from node.vm_place import VmPlace
-from node.vm_transfer import export, fill, receive
+from node.vm_transfer import export, fill, receive, set_clock
 from node.vmsa import VMSA_BYTES, SevFeature
 from psp import command_buffers as buffers
 from psp.commands import LegacyCommand, SnpCommand
@@ -219,7 +219,7 @@ class Hypervisor:
     launch_agent, restart_agent = launch_agent, restart_agent
     roll_card_keys, release_cards = roll_card_keys, release_cards
     ask_devices = ask_devices
-    export, receive, fill = export, receive, fill
+    export, receive, fill, set_clock = export, receive, fill, set_clock
     seal, unseal, open_session, depart = seal, unseal, open_session, depart
 
     def page_state_change(self, vm: str, change: op.PageStateChange) -> Reply:

@@ -147,6 +147,9 @@ class HypervisorPort(Protocol):
     def open_session(self, spec: MachineSpec, session: bytes) -> Task:
         """Have firmware take what the other one has sealed. Raises LaunchRefused."""
 
+    def set_clock(self, vm: str, vcpus: int, offset: int) -> Task:
+        """What is added from now on to the counter that a VM which came reads, modulo 2^64, on each of its vCPUs."""
+
     def depart(self, vm: str) -> Task:
         """The VM lives elsewhere: take it apart as firmware wants it then."""
 

@@ -71,6 +71,7 @@ TASKS: Mapping[str, TaskForm] = {
     "seal": TaskForm(form_of(tuple[str, bytes]), form_of(bytes)),
     "unseal": TaskForm(form_of(tuple[str]), form_of(None)),
     "open_session": TaskForm(form_of(tuple[MachineSpec, bytes]), form_of(None)),
+    "set_clock": TaskForm(form_of(tuple[str, int, int]), form_of(None)),
     "depart": TaskForm(form_of(tuple[str]), form_of(None)),
 }
 """The tasks of ``HypervisorPort``, by their names there."""

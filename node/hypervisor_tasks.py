@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from node import operations as op
 from node.board import Board
@@ -43,7 +43,10 @@ class _UnderWay(NamedTuple):
     price: _Price
 
 
-class KnownTask:
+About = TypeVar("About")
+
+
+class KnownTask(Generic[About]):
     """A task of one batch for a guest, of which is known what it comes to: an event of the clock's, its time's end.
 
     ``effect`` does that and returns the task's result. Where it comes to None ``task`` is to be run after all. Both
@@ -52,11 +55,12 @@ class KnownTask:
 
     __slots__ = ("about", "callbacks", "done", "effect", "guest", "refused", "task")
     _ok = True
-    callbacks: tuple[Callable[[KnownTask], None], ...]
+    callbacks: tuple[Callable[[KnownTask[Any]], None], ...]
 
     def __init__(
-        self, guest: Guest, effect: Callable[[KnownTask], object], task: Callable[[KnownTask], HypervisorTask],
-        about: Any, done: Callable[[object], None], refused: Callable[[LaunchRefused], None] | None,
+        self, guest: Guest, effect: Callable[[KnownTask[About]], object],
+        task: Callable[[KnownTask[About]], HypervisorTask], about: About,
+        done: Callable[[object], None], refused: Callable[[LaunchRefused], None] | None,
     ) -> None:  # fmt: skip
         self.guest = guest
         self.effect = effect
@@ -121,7 +125,7 @@ class HypervisorTasks:
             self.lines[name] = None
         self._step(one, None)
 
-    def spend(self, spent_ns: int, known: KnownTask) -> None:
+    def spend(self, spent_ns: int, known: KnownTask[Any]) -> None:
         """Run a task that takes so long, for a guest that has none under way."""
         self.lines[known.guest.spec.name] = None
         if spent_ns > 0:
@@ -130,12 +134,12 @@ class HypervisorTasks:
         else:
             self._spent(known)
 
-    def _pass(self, known: KnownTask) -> None:
+    def _pass(self, known: KnownTask[Any]) -> None:
         self._spent(known)
         if self._clock.unsettled:
             self._clock.settle()
 
-    def _spent(self, known: KnownTask) -> None:
+    def _spent(self, known: KnownTask[Any]) -> None:
         guest = known.guest
         result = known.effect(known)
         if result is None:

@@ -2,7 +2,8 @@
 
 The same few meet again and again, as a machine's phases end and begin and as streams come and go, and their traffic is
 then the same at every latency. So a host follows which mix of loads it has, one step for each that comes or goes, and
-finds there what it would compute. Where many meet, or what they cost depends on their neighbours, nothing is kept.
+finds there what it would compute. Where many meet, what they cost depends on their neighbours, or their traffic holds
+them back, nothing is kept: such a host would pay for each step, and compute all the same.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class LoadMix(dict[tuple["PhaseLoad", int], "LoadMix | None"]):
         if len(counts) > _MOST_LOADS or sum(counts.values()) > family.roomy:
             return None
         found = family.find(tuple(counts.items()))
-        self[change] = found
-        return found
+        kept = self[change] = found if found.capped_to_ns >= 0.0 else None
+        return kept
 
 
 class MixFamily:

@@ -140,6 +140,10 @@ class RemoteHypervisor:
         """Have firmware take what the other one has sealed. Raises LaunchRefused."""
         return self._task("open_session", spec, session)
 
+    def set_clock(self, vm: str, vcpus: int, offset: int) -> Task:
+        """What is added from now on to the counter that a VM which came reads, modulo 2^64, on each of its vCPUs."""
+        return self._task("set_clock", vm, vcpus, offset)
+
     def depart(self, vm: str) -> Task:
         """The VM lives elsewhere: take it apart as firmware wants it then."""
         return self._task("depart", vm)

@@ -27,6 +27,10 @@ from node.vm_state import VmState
 from node.vm_transfer import PAUSE, RESUME, STOP, fill_at
 from psp.system_bus import LARGE_PAGE_BYTES, PAGE_BYTES
 
+_Stopped = KnownTask[tuple[VmPlace, tuple[bool, ...]]]
+"""Of a VM that is read: which vCPUs have come out of reset."""
+_Coming = KnownTask[tuple[VmPlace, VmState]]
+_Gone = KnownTask[VmPlace]
 Refused = Callable[[LaunchRefused], None]
 _new = tuple.__new__
 """Makes a named tuple at half the price of its own constructor."""
@@ -114,7 +118,7 @@ class UnlaidMoves:
         self._tasks.spend(spent_ns, known)
         return True
 
-    def _read(self, known: KnownTask) -> VmState | None:
+    def _read(self, known: _Stopped) -> VmState | None:
         guest, (place, started) = known.guest, known.about
         vm = guest.spec.name
         found = self._unlaid.read(vm, place.count)
@@ -123,7 +127,7 @@ class UnlaidMoves:
         areas, pages = found
         return _new(VmState, (vm, areas, started, place.launched_gpas, guest.boot_rips, pages, *_NO_MORE))
 
-    def _export(self, known: KnownTask) -> HypervisorTask:
+    def _export(self, known: _Stopped) -> HypervisorTask:
         assert self._hypervisor is not None
         _, started = known.about
         return self._hypervisor.export(known.guest.spec.name, started, known.guest.boot_rips)
@@ -145,7 +149,7 @@ class UnlaidMoves:
         self._tasks.spend(self._resume_ns, known)
         return True
 
-    def _back(self, known: KnownTask) -> tuple[Entered, bytes] | None:
+    def _back(self, known: _Coming) -> tuple[Entered, bytes] | None:
         place, state = known.about
         found = self._unlaid.fill(known.guest.spec.name, place, state.pages, state.save_areas)
         if found is None:
@@ -153,7 +157,7 @@ class UnlaidMoves:
         areas, octets = found
         return _new(Entered, (0, areas, state.launched, 0, 0, ())), octets
 
-    def _fill(self, known: KnownTask) -> FillTask:
+    def _fill(self, known: _Coming) -> FillTask:
         assert self._hypervisor is not None
         place, state = known.about
         areas = list(zip(place.areas, state.save_areas, strict=True))
@@ -171,15 +175,15 @@ class UnlaidMoves:
         self._tasks.spend(spent_ns, KnownTask(guest, self._cleared, self._depart, place, _ignore, None))
         return True
 
-    def _cleared(self, known: KnownTask) -> bool | None:
-        vm = known.guest.spec.name
-        place: VmPlace = known.about
-        if self._places.get(vm) is not place or not self._unlaid.leave(vm, place):
+    def _cleared(self, known: _Gone) -> bool | None:
+        vm, place, hypervisor = known.guest.spec.name, known.about, self._hypervisor
+        assert hypervisor is not None
+        if hypervisor.places.get(vm) is not place or not self._unlaid.leave(vm, place):
             return None
-        del self._places[vm]
+        del hypervisor.places[vm]
         return True
 
-    def _depart(self, known: KnownTask) -> HypervisorTask:
+    def _depart(self, known: _Gone) -> HypervisorTask:
         assert self._hypervisor is not None
         return self._hypervisor.depart(known.guest.spec.name)
 

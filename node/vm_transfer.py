@@ -13,7 +13,7 @@ from node.asid_pool import AsidsExhausted
 from node.expected_answers import expect_done, octets
 from node.frame_allocator import OutOfMemory, joined
 from node.handler_transfer import export_by_handler, fill_by_handler, launch_image, share_pages
-from node.hypervisor_port import ExportTask, FillTask, LaunchRefused, ReceiveTask
+from node.hypervisor_port import ExportTask, FillTask, LaunchRefused, ReceiveTask, Task
 from node.launched_vm import LaunchedVm
 from node.machine_spec import MachineSpec
 from node.migration_refusal import REFUSALS, MigrationRefusal
@@ -146,6 +146,12 @@ def fill_at(self: Hypervisor, spec: MachineSpec, state: VmState, areas: Areas) -
     run = (op.VmRun(spec.name, 0),)
     expect_done(run, (yield run))
     return record.entered(), b"".join(back)
+
+
+def set_clock(_: Hypervisor, vm: str, vcpus: int, offset: int) -> Task:
+    """TSC_OFFSET of each vCPU's control block. Raises LaunchRefused where one takes none."""
+    stores = [op.VmcbStore(vm, vcpu, "TSC_OFFSET", offset) for vcpu in range(vcpus)]
+    expect_done(stores, (yield tuple(stores)))
 
 
 def placed(record: LaunchedVm, pages: tuple[Run, ...]) -> list[Run]:

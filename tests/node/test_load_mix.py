@@ -71,16 +71,29 @@ def test_a_mix_is_one_whichever_way_led_to_it_unless_another_load_came_first() -
 
 
 def test_of_many_loads_and_of_those_that_go_by_their_neighbours_nothing_is_kept() -> None:
-    family = MixFamily(64, 20.0, LATENCY_NS, FACTOR)
+    family = MixFamily(64, 2000.0, LATENCY_NS, FACTOR)
     mix: LoadMix | None = family.none
-    for load in LOADS:
+    capped = [*LOADS[:3], LOADS[4], LOADS[0]._replace(core_ns=0.31)]
+    for load in capped:
         assert mix is not None
         mix = mix[load, 1]
     assert mix is None
     assert family.none[LOADS[0], 65] is None
     assert family.none[LOADS[0]._replace(owner=Owner("vm", "")), 1] is None
     assert family.none[LOADS[0]._replace(misses=CacheUser(1.0, 1e6)), 1] is None
-    assert not family._known.keys() - {()} - {tuple((one, 1) for one in LOADS[:count]) for count in range(5)}
+    assert not family._known.keys() - {()} - {tuple((one, 1) for one in capped[:count]) for count in range(5)}
+
+
+def test_of_loads_that_their_own_traffic_holds_back_nothing_is_kept_and_a_host_pays_for_no_look_up() -> None:
+    family, crowded = MixFamily(64, 20.0, LATENCY_NS, FACTOR), host()
+    assert family.none[LOADS[4], 3] is None  # More traffic at their caps than the memory has.
+    assert family.none[LOADS[3], 1] is None  # No cap.
+    crowded.start(LOADS[3], 1e9)
+    crowded.solve()
+    assert crowded._mix is None
+    crowded.start(LOADS[0], 1e9)
+    crowded.solve()
+    assert crowded._mix is None
 
 
 def test_a_family_forgets_mixes_before_they_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,15 @@ from itertools import pairwise
 
 import pytest
 from moved_guests import move
-from toy_guests import SECOND, guest_spec, make_host, run, script
+from overheard_hypervisors import overheard
+from toy_guests import IMAGE, SECOND, guest_spec, make_host, run, script
 
 from node import operations as op
+from node.actor import HYPERVISOR
 from node.generation import Generation
+from node.hypervisor_port import LaunchRefused
 from node.operations import ReadTsc, Sleep
+from node.packing import packed
 
 STEP = SECOND // 10
 AHEAD = 1 << 40
@@ -17,10 +21,10 @@ AHEAD = 1 << 40
 class Reader:
     """A guest whose vCPUs read their clock ten times a second, wherever they are."""
 
-    def __init__(self, *products, vcpus=2, eager=False):
+    def __init__(self, *products, vcpus=2, eager=False, **more):
         self.read = {}
         programs = {"clock": script(self.step)}
-        self.hosts = [make_host(programs, product=one, name=f"{one}-{at}") for at, one in enumerate(products)]
+        self.hosts = [make_host(programs, product=one, name=f"{one}-{at}", **more) for at, one in enumerate(products)]
         for host in self.hosts if eager else ():
             host.board.unlaid.expect = lambda _: None
         self.here = self.hosts[0]
@@ -70,6 +74,24 @@ def test_what_a_hypervisor_had_added_goes_along():
     guest.stay()
     now_ns, counted = guest.read[0][-1]
     assert counted == now_ns * guest.here.spec.product.base_hz // SECOND + AHEAD
+
+
+def test_it_is_the_hypervisor_who_sets_it_and_he_reads_what_becomes_of_that():
+    """With hypervisors in processes of their own, too: what they do not issue nobody issues for them."""
+    crossed, remote = overheard(IMAGE)
+    guest = Reader("Genoa", "Milan", hypervisor=remote)
+    guest.stay(5)
+    seen, there = [], guest.hosts[1]
+    there.board.observer = lambda who, batch, answers: seen.extend(
+        (who, one, answer) for one, answer in zip(batch, answers, strict=True) if isinstance(one, op.VmcbStore)
+    )
+    before = len(crossed)
+    guest.go_to(there)
+    (offset,) = there.board.execute_host((op.VmcbLoad("vm", 0, "TSC_OFFSET"),))
+    assert seen == [(HYPERVISOR, op.VmcbStore("vm", vcpu, "TSC_OFFSET", offset), None) for vcpu in (0, 1)]
+    assert [one for one in crossed[before:] if packed(offset) in one]
+    with pytest.raises(LaunchRefused, match="VmcbStore"):
+        there.tasks.at_once(there.hypervisor.set_clock("nobody", 1, 1))
 
 
 def test_a_control_block_that_is_filled_anew_keeps_it():

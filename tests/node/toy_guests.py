@@ -147,7 +147,7 @@ def make_host(
     known = {"ledger": ledger, "rest": script(rest), "busy": script(busy), **(programs or {})}
     machine = PRODUCTS[product]
     spec = HostSpec(name, machine, memory_bytes, min_sev_asid, 7, 60 * SECOND, platform=platform, streams=streams)
-    return Host(spec, known, {"auto": image}, costs, None, hypervisor)
+    return Host(spec, known, {"auto": image}, costs, hypervisor=hypervisor)
 
 
 def guest_spec(
