@@ -148,6 +148,8 @@ class Together:
                         if time_ns == at_once_ns and time_ns <= to.next_ns:
                             next_ns, done, said = to.answer(message)
                             for answer in said:
+                                if answer.time_ns < time_ns:
+                                    raise broken_promise(answer.sender, answer, time_ns)
                                 heappush(heard, answer)
                             if next_ns != to.next_ns:
                                 to.beneath_ns, to.next_ns = to.next_ns, next_ns

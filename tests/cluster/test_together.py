@@ -290,6 +290,35 @@ def test_what_is_said_of_a_time_at_which_the_control_plane_has_acted_is_refused_
     assert control.at_ns[:2] == [500, 550]
 
 
+class Tardy(Timetable):
+    """Answers mail at once, and says that it did so at ``says_ns``."""
+
+    says_ns = 0
+
+    def answer(self, message):
+        self.done.append(message.time_ns)
+        return self.next_event_ns(), 1, (Message(self.says_ns, self.name, 1, "control", "relay"),)
+
+
+@pytest.mark.parametrize("until_acted", [False, True])
+@pytest.mark.parametrize("says_ns", [520, 599, 600])
+def test_an_answer_in_the_same_breath_is_of_the_mail_s_time_or_later_and_refused_by_name_otherwise(
+    says_ns, until_acted
+):
+    one, control = Tardy("a"), Acts(500, say=lambda now_ns: [letter("a", 600)] if now_ns == 500 else [])
+    one.says_ns = says_ns
+    hosts = Together({"a": one}, LOOKAHEAD_NS, END_NS, time.monotonic)
+    if says_ns < 600:
+        with pytest.raises(ProtocolViolationError, match=rf"^a: sent at {says_ns} ns, but .* before 600 ns"):
+            hosts.go_on(control, 500, until_acted=until_acted)
+        assert control.at_ns == [500]
+    else:
+        stretch = hosts.go_on(control, 500, until_acted=until_acted)
+        assert stretch.acts_ns == (600 if until_acted else NEVER)
+        assert control.at_ns == ([500] if until_acted else [500, 600])
+    assert one.done == [600]
+
+
 def test_whoever_stops_finds_all_at_the_same_time():
     one = together(*[Toy(name, ("a", "b"), tick=7, speak=40) for name in ("a", "b")])
     one.go_on(Acts(), NEVER, until_acted=True)
