@@ -153,7 +153,8 @@ class ControlPlane:
         self._send_to_a_host(name, "no host has room")
 
     def _refused(self, host: str, name: str, reason: str) -> None:
-        self.placement.release(name)
+        if self.placement.release(name) is None:
+            return  # Its time was over meanwhile.
         self._tried[name] = self._tried.get(name, frozenset()) | {host}
         self._send_to_a_host(name, reason)
 

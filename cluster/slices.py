@@ -1,4 +1,4 @@
-"""How many events an entity does before the clock is read again: few where they are dear."""
+"""How many events an entity does, or acts the control plane, before the clock is read: few where they are dear."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ digested), so that even those that come after cheap ones end a call in time; ask
 
 
 class Slices:
-    """The next slice's ``events``, as those before it took."""
+    """The next slice's ``events``, as those before it took: ``first`` to begin with, ``most`` at most.
 
-    __slots__ = ("events",)
+    Either is ``SLICE_EVENTS`` where it is 0.
+    """
 
-    def __init__(self) -> None:
-        self.events = SLICE_EVENTS
+    __slots__ = ("_most", "events")
+
+    def __init__(self, first: int = 0, most: int = 0) -> None:
+        self.events, self._most = first or SLICE_EVENTS, most or SLICE_EVENTS
 
     def learn(self, slice_s: float) -> None:
         """One has taken so long."""
         if slice_s > SLICE_S:
             self.events = max(1, int(self.events * SLICE_S / slice_s))
         else:
-            self.events = min(SLICE_EVENTS, 2 * self.events)
+            self.events = min(self._most, 2 * self.events)

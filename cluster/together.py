@@ -23,8 +23,9 @@ _OFTEN, _SELDOM = 8, 32
 
 There nobody's helps; where it falls silent, that many times are soon over.
 """
-_ACTS = 15
-"""How many acts of the control plane go untimed for each that is timed."""
+_ACTS = 16
+"""How many acts of the control plane there are, at most, for each that is timed; fewer where they, or what is answered
+in the same breath, are dear."""
 
 
 class Stretch(NamedTuple):
@@ -66,7 +67,9 @@ class Together:
         self._lookahead_ns = lookahead_ns
         self._end_ns = end_ns
         self._clock = clock
-        self._slices = Slices()
+        self._slices, self._turns = Slices(), Slices(1, _ACTS)
+        self._untimed_s = 0.0
+        """Wall time of calls since an act was timed."""
         self._promised_ns = self._promise()
         """By all."""
         self._acted_ns = -1
@@ -104,15 +107,16 @@ class Together:
         """
         seats, first, heard, moved = self._seats, self._first, self._heard, self._moved
         promised_ns, acted_ns = self._promised_ns, self._acted_ns
-        end_ns, lookahead_ns, clock, slices = self._end_ns, self._lookahead_ns, self._clock, self._slices
+        end_ns, lookahead_ns, clock = self._end_ns, self._lookahead_ns, self._clock
+        slices, turns = self._slices, self._turns
         windows, window_ns = self.windows, self._window_ns
         events = acts = 0
         began_s = sliced_s = now_s = clock()
-        end_s = now_s + CALL_S
+        end_s, timed_s = now_s + CALL_S, now_s - self._untimed_s
         until_ns = end_ns  # Nowhere, once this call has taken long enough.
-        # Wall time is looked at after so many events, and around one in so many acts, which stands for the others.
+        # Wall time is looked at after so many events, and around one in so many acts, which stands for those before.
         left = given = slices.events
-        untimed = every = 0 if until_acted else _ACTS
+        timed, before = 1, 0
         while True:
             next_ns, number, seat = first[0]
             # What comes first may be what somebody had planned and has no more: that is no later than what does.
@@ -123,15 +127,16 @@ class Together:
                 messages = []
                 while heard and heard[0].time_ns == acted_ns:
                     messages.append(heappop(heard))
-                if untimed:
-                    untimed -= 1
+                if acts < timed:
                     mail, acts_ns = control.step(acted_ns, messages)
                 else:
-                    before_s, untimed = clock(), every
+                    before_s = clock()
                     mail, acts_ns = control.step(acted_ns, messages)
                     now_s = clock()
-                    took_s = (1 + every) * (now_s - before_s)
+                    took_s = (acts - before) * (now_s - before_s)
                     began_s, sliced_s = began_s + took_s, sliced_s + took_s
+                    turns.learn(now_s - timed_s)
+                    timed, before, timed_s = acts + turns.events, acts, now_s
                     if until_acted or now_s >= end_s:
                         until_ns = -1
                 if mail:
@@ -148,6 +153,8 @@ class Together:
                         if time_ns == at_once_ns and time_ns <= to.next_ns:
                             next_ns, done, said = to.answer(message)
                             for answer in said:
+                                if answer.time_ns < time_ns:
+                                    raise broken_promise(answer.sender, answer, time_ns)
                                 heappush(heard, answer)
                             if next_ns != to.next_ns:
                                 to.beneath_ns, to.next_ns = to.next_ns, next_ns
@@ -214,7 +221,9 @@ class Together:
                 heapreplace(first, (next_ns, number, seat))
         self._promised_ns, self._acted_ns, self._acts_ns = promised_ns, acted_ns, acts_ns
         self.windows, self._window_ns = windows, window_ns
-        self.busy_s += max(0.0, clock() - began_s)
+        now_s = clock()
+        self._untimed_s = now_s - timed_s
+        self.busy_s += max(0.0, now_s - began_s)
         return Stretch(events + given - left, acts, next_ns, acts_ns)
 
     def _look(self, first_ns: int) -> int:

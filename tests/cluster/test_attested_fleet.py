@@ -125,6 +125,25 @@ def test_an_owner_sends_nothing_for_a_launch_of_anything_else(generation, monkey
     assert (found["tenant"]["state"], found["tenant"]["reason"]) == ("refused", "owner of tenant: no secret")
 
 
+@pytest.mark.parametrize(("lifetime", "launches"), [("5 ms", 1), ("100 ms", 1), ("1 s", 2)])
+def test_a_launch_that_is_refused_after_the_machine_s_time_was_over_is_not_tried_elsewhere(
+    lifetime, launches, monkeypatch
+):
+    digest, asked = launch_owner.sev_digest, []
+
+    def wrong_at_first(*of):
+        asked.append(of)
+        return digest(*of) if asked[1:] else bytes(32)
+
+    monkeypatch.setattr(launch_owner, "sev_digest", wrong_at_first)
+    one = LEGACY | {"generation": "SEV", "arrival": "1 s", "lifetime": lifetime}
+    tenant = vms(scenario(tenant=one, key_service=None))["tenant"]
+    assert len(asked) == launches
+    wanted = ("own", "refused", "owner of tenant: no secret") if launches == 1 else ("cloud", "ended", None)
+    assert (tenant["host"], tenant["state"], tenant["reason"]) == wanted
+    assert tenant["ended_ns"] is not None
+
+
 def test_an_owner_opens_no_session_with_a_chip_that_amd_never_made(monkeypatch):
     monkeypatch.setattr(launch_owner, "pack_public_key", lambda _: b"")
     found = vms(scenario(tenant=LEGACY | {"generation": "SEV"}, key_service=None))

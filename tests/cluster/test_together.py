@@ -87,9 +87,49 @@ def test_a_call_ends_after_one_act_where_that_is_asked_for_and_else_when_acts_ha
     one = together(Toy("a", tick=0, speak=0), clock=bench)
     assert one.go_on(control, 100, until_acted=True).acts_ns == 110
     assert control.at_ns == [100]
-    assert one.go_on(control, 110).acts == 16
-    assert len(control.at_ns) == 17
+    assert [one.go_on(control, 110 + 20 * call).acts for call in range(5)] == [2] * 5
+    assert len(control.at_ns) == 11
     assert one.busy_s == 0.0
+
+
+def test_the_clock_is_looked_at_seldom_where_acts_are_cheap():
+    looks = []
+    control = Acts(*range(100, 10_100, 10))
+    one = together(Toy("a", tick=0, speak=0), end_ns=20_000, clock=lambda: looks.append(0) or 0.0)
+    assert one.go_on(control, 100).acts == 1000
+    assert len(looks) < 200
+
+
+@pytest.mark.parametrize("until_acted", [0, 16])
+@pytest.mark.parametrize("dear_from", [0, 1, 100])
+@pytest.mark.parametrize("answers", [False, True])
+def test_calls_end_in_time_where_acts_or_what_is_answered_at_once_are_dear_but_for_one_in_which_they_become_so(
+    answers, dear_from, until_acted
+):
+    bench, dear_s = Bench(), CALL_S / 2
+
+    class Answering(Timetable):
+        def answer(self, message):
+            self.done.append(message.time_ns)
+            bench.now_s += dear_s * (answers and len(self.done) > dear_from)
+            return NEVER, 1, ()
+
+    def say(now_ns):
+        bench.now_s += dear_s * (not answers and len(control.at_ns) > dear_from)
+        return [letter("a", now_ns + LOOKAHEAD_NS)]
+
+    control, acts_ns, lasted_s = Acts(*range(1000, 3000, 10), say=say), 1000, []
+    hosts = Together({"a": Answering("a")}, LOOKAHEAD_NS, 1 << 20, bench)
+    while control.left:
+        began_s = bench.now_s
+        acts_ns = hosts.go_on(control, acts_ns, until_acted=len(lasted_s) < until_acted).acts_ns
+        lasted_s.append(bench.now_s - began_s)
+    dear = len(control.at_ns) - dear_from
+    assert sum(lasted_s) == pytest.approx(dear * dear_s)
+    # It is read around acts: what is answered at once after the last that a call times is in it as well.
+    assert sorted(lasted_s)[-2] <= CALL_S + dear_s
+    assert max(lasted_s) <= (17 if dear_from else 3) * dear_s
+    assert hosts.busy_s == pytest.approx(sum(lasted_s) * answers)
 
 
 def test_where_calls_end_changes_nothing():
@@ -288,6 +328,35 @@ def test_what_is_said_of_a_time_at_which_the_control_plane_has_acted_is_refused_
         with pytest.raises(ProtocolViolationError, match=f"^a: sent at {says_ns} ns, but .*{wrong} ns"):
             go_on()
     assert control.at_ns[:2] == [500, 550]
+
+
+class Tardy(Timetable):
+    """Answers mail at once, and says that it did so at ``says_ns``."""
+
+    says_ns = 0
+
+    def answer(self, message):
+        self.done.append(message.time_ns)
+        return self.next_event_ns(), 1, (Message(self.says_ns, self.name, 1, "control", "relay"),)
+
+
+@pytest.mark.parametrize("until_acted", [False, True])
+@pytest.mark.parametrize("says_ns", [520, 599, 600])
+def test_an_answer_in_the_same_breath_is_of_the_mail_s_time_or_later_and_refused_by_name_otherwise(
+    says_ns, until_acted
+):
+    one, control = Tardy("a"), Acts(500, say=lambda now_ns: [letter("a", 600)] if now_ns == 500 else [])
+    one.says_ns = says_ns
+    hosts = Together({"a": one}, LOOKAHEAD_NS, END_NS, time.monotonic)
+    if says_ns < 600:
+        with pytest.raises(ProtocolViolationError, match=rf"^a: sent at {says_ns} ns, but .* before 600 ns"):
+            hosts.go_on(control, 500, until_acted=until_acted)
+        assert control.at_ns == [500]
+    else:
+        stretch = hosts.go_on(control, 500, until_acted=until_acted)
+        assert stretch.acts_ns == (600 if until_acted else NEVER)
+        assert control.at_ns == ([500] if until_acted else [500, 600])
+    assert one.done == [600]
 
 
 def test_whoever_stops_finds_all_at_the_same_time():
