@@ -160,7 +160,7 @@ class FirstFit:
         short = [what for one in asked for what in one.short_of(guest)]
         where = "no host has room" if pin is None else f"no room on {pin}"
         if not asked:
-            short = ["all others are being emptied" if others else "there is no other"]
+            short = ["all others that could take it are being emptied" if others else "there is no other"]
         return ": ".join([where, *filter(None, [", ".join(dict.fromkeys(short))])])
 
     def _reserve(self, number: int, guest: GuestSpec, places: dict[str, Place]) -> str:

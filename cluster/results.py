@@ -28,11 +28,11 @@ import pyarrow.parquet as pq
 from cluster.digest import digest_of
 from cluster.errors import UserError
 from cluster.scenario import Scenario
-from cluster.tables import EVENTS, TABLES, Row, TableSchema, build_tables
+from cluster.tables import ARROW_TYPES, EVENTS, TABLES, Row, TableSchema, build_tables
 from cluster.units import shown
 
 FORMAT = 1
-"""Version of the folder's layout; stands in summary.json under "sevfleet_results"."""
+"""Version of the folder's layout; stands in summary.json under "sevfleet_results". Columns are looked at by name."""
 
 _MARK = "sevfleet_results"
 _SUMMARY = "summary.json"
@@ -41,6 +41,8 @@ _SCENARIO = "scenario.toml"
 _DIGESTS = "digests"
 _EVENTS = "events.parquet"
 _OURS = {_SUMMARY, _RUN, _SCENARIO, _EVENTS, f"{_DIGESTS}.parquet", "tables"}
+_MISFITS = 3
+"""So many columns that do not fit are named."""
 _BELONGS_TO = b"sevfleet_digest"
 """Metadata of the event log: the digest of the results that it is of."""
 
@@ -217,12 +219,28 @@ def _read_parquet(file: Path, expected: TableSchema) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "something else"
         raise ResultsError(f"{file}: expected a Parquet file, got: {reason}") from None
+    misfits = list(_misfits(table, expected))
+    if misfits:
+        more = f"; and {len(misfits) - _MISFITS} more" if len(misfits) > _MISFITS else ""
+        raise ResultsError(f"{file}: {'; '.join(misfits[:_MISFITS])}{more}")
+    # Another version may have let a column be empty that nowhere is.
     schema = expected.arrow
-    if table.schema.remove_metadata() != schema:
-        raise ResultsError(
-            f"{file}: expected the columns {', '.join(schema.names)}, got {', '.join(table.schema.names)}"
-        )
-    return table
+    return table.select(schema.names).cast(schema.with_metadata(table.schema.metadata))
+
+
+def _misfits(table: pa.Table, expected: TableSchema) -> Iterator[str]:
+    """What is wrong with a table's columns, a line for each."""
+    names = table.schema.names
+    for column in expected.columns:
+        name, wanted, there = column.name, ARROW_TYPES[column.type], names.count(column.name)
+        if there != 1:
+            yield f"{name}: expected one such column, got {there}"
+        elif table.schema.field(name).type != wanted:
+            yield f"{name}: expected {wanted}, got {shown(str(table.schema.field(name).type))}"
+        elif not column.optional and table[name].null_count:
+            yield f"{name}: expected a value in each row, got none in {table[name].null_count} of {table.num_rows}"
+    known = {column.name for column in expected.columns}
+    yield from (f"{shown(name)}: expected no such column" for name in names if name not in known)
 
 
 def _write_json(file: Path, values: Mapping[str, object]) -> None:

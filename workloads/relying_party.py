@@ -22,7 +22,7 @@ from node.operations import Answer, Await, Compute, GuestOperation, GuestWork, R
 from node.program import Block, Demand, Placement, ProgramSpec, Registers
 from node.swiotlb import BounceArea
 from psp.certificate_table import CertificateKind, CertificateTableError, agent_report_of, parsed
-from psp.verifier import COMPONENTS, NONCE_BYTES, Evidence, Expectations, Rejected, reports_judged
+from psp.verifier import COMPONENTS, NONCE_BYTES, Evidence, Expectations, Rejected, higher_levels, reports_judged
 from workloads.block_outcome import FAULTED, faulted, with_devices
 from workloads.keyed_content import KeyedContent
 from workloads.parameters import (
@@ -138,7 +138,7 @@ class RelyingParameters:
             min_tcb=lowest,
             # Who may be moved may have come from elsewhere. No agent sends a guest to older firmware, so that where it
             # was launched is the oldest that it has seen.
-            min_launch_tcb=None if agents is None else _higher(lowest or {}, pinned or {}) or None,
+            min_launch_tcb=None if agents is None else higher_levels(lowest, pinned),
             pinned_tcb=pinned,
             crl_demanded=bool(self.crl_demanded),
         )
@@ -402,11 +402,6 @@ def _levels(words: str) -> Mapping[str, int] | None:
     """A TCB's levels by component; 256 for what is none."""
     pairs = _pairs(words)
     return {name: int(level) if _is_level(level) else 256 for name, level in pairs} if pairs else None
-
-
-def _higher(one: Mapping[str, int], other: Mapping[str, int]) -> Mapping[str, int]:
-    """Of each component the higher of two levels."""
-    return {name: max(one.get(name, 0), other.get(name, 0)) for name in {**one, **other}}
 
 
 def _pairs(words: str) -> list[tuple[str, str]]:

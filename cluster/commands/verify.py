@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     host.add_argument("--allow-masked-chip-id", action="store_true", help="believe a host that hides its chip id")
     _add(host, "--min-tcb", _floor("min-tcb"), None, "NAME=N,...", "floor for fmc, bootloader, tee, snp, microcode")
     _add(host, "--pinned-tcb", _floor("pinned-tcb"), None, "NAME=N,...", "levels that must be those reported")
-    described = "the same when the guest was launched (with --agent: that of --min-tcb)"
+    described = "floor when the guest was launched (with --agent: the higher of --min-tcb and --pinned-tcb)"
     _add(host, "--min-launch-tcb", _floor("min-launch-tcb"), None, "NAME=N,...", described)
     _add(host, "--min-firmware", _version, None, "A.B.C", "lowest committed firmware version")
     host.add_argument("--no-provisional", action="store_true", help="refuse firmware that is not committed")
@@ -161,7 +161,7 @@ def _roots(word: str, evidence: Evidence) -> Mapping[str, frozenset[str]]:
 
 
 def _expectations(arguments: argparse.Namespace) -> Expectations:
-    from psp.verifier import Expectations
+    from psp.verifier import Expectations, higher_levels
 
     def any_of(values: list[bytes] | None) -> frozenset[bytes] | None:
         return None if values is None else frozenset(values)
@@ -169,7 +169,7 @@ def _expectations(arguments: argparse.Namespace) -> Expectations:
     launch_tcb = arguments.min_launch_tcb
     if launch_tcb is None and arguments.agent is not None:
         # Who may be moved may have been launched under older firmware than it is under now.
-        launch_tcb = arguments.min_tcb
+        launch_tcb = higher_levels(arguments.min_tcb, arguments.pinned_tcb)
     return Expectations(
         product=arguments.product,
         chip_ids=any_of(arguments.chip_id),

@@ -15,7 +15,7 @@ from psp.verifier.product_line import AMD_ROOTS, LINES, PRODUCT_LINES
 from psp.verifier.reasons import Reason, Rejected, Stage, printable
 from psp.verifier.report import Report
 from psp.verifier.report_data import bound_report_data
-from psp.verifier.tcb_version import COMPONENTS, spelled
+from psp.verifier.tcb_version import COMPONENTS, higher_levels, spelled
 from psp.verifier.verify import Evidence, Verdict, reports_judged, root_of, verify
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "assemble",
     "bound_report_data",
     "der_blocks",
+    "higher_levels",
     "printable",
     "reports_judged",
     "root_of",

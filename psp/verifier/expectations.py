@@ -64,7 +64,7 @@ class Expectations:
     pinned_tcb: Mapping[str, int] | None = field(default=None, hash=False)
     """What is reported of each component named, and nothing above it: a certificate that was pinned, in other words."""
     min_launch_tcb: Mapping[str, int] | None = field(default=None, hash=False)
-    """The same for the firmware that launched the guest."""
+    """A floor, as ``min_tcb``, for the firmware that launched the guest."""
     min_firmware: tuple[int, int, int] | None = None
     provisional_allowed: bool = True
     """Whether what runs may be newer than what is committed."""

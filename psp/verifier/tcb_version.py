@@ -54,3 +54,10 @@ def at_most(tcb: bytes, limit: bytes) -> bool:
 def spelled(components: Mapping[str, int]) -> str:
     """Components as people write them: ``bootloader=3 tee=0 snp=8 microcode=115``."""
     return " ".join(f"{name}={level}" for name, level in components.items())
+
+
+def higher_levels(one: Mapping[str, int] | None, other: Mapping[str, int] | None) -> Mapping[str, int] | None:
+    """Of each component the higher of two levels, of which either may not be there; None where nothing is."""
+    if one is None or other is None:
+        return other if one is None else one
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in {**one, **other}}

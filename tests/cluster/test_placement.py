@@ -151,7 +151,8 @@ def test_what_a_machine_that_is_to_move_finds_too_little_of_is_named() -> None:
     assert fit.no_room("vm", "none", frozenset({"home"})) == "no room on none: ASIDs"
     assert fit.no_room("vm", None, frozenset({"home", "full"})) == "no host has room: ASIDs"
     fit.close("none")
-    assert fit.no_room("vm", None, frozenset({"home", "full"})) == "no host has room: all others are being emptied"
+    emptied = "no host has room: all others that could take it are being emptied"
+    assert fit.no_room("vm", None, frozenset({"home", "full"})) == emptied
     alone = FirstFit((account("home"),))
     alone.place(guest("vm"))
     assert alone.no_room("vm", None, frozenset()) == "no host has room: there is no other"
@@ -167,3 +168,6 @@ def test_what_a_host_to_which_a_vm_could_never_go_has_too_little_of_is_not_what_
     assert fit.place(guest("vm", Generation.SEV)) == "home"
     assert fit.misfit("vm", "never") is not None
     assert fit.no_room("vm", None, frozenset({"home"})) == "no host has room: memory"
+    fit.close("full")
+    emptied = "no host has room: all others that could take it are being emptied"
+    assert fit.no_room("vm", None, frozenset({"home"})) == emptied

@@ -201,6 +201,46 @@ def test_spoilt_results_are_refused_in_one_line(
     assert "\n" not in str(refusal.value)
 
 
+def change_moves(out: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    file = out / "tables/migrations.parquet"
+    pq.write_table(change(pq.ParquetFile(file).read()), file)
+
+
+def with_column(table: pa.Table, name: str, values: list[object]) -> pa.Table:
+    number = table.schema.get_field_index(name)
+    return table.set_column(number, pa.field(name, table.schema.field(name).type), [values])
+
+
+def test_results_whose_columns_could_be_empty_and_are_not_are_read(results: Results, tmp_path: Path) -> None:
+    results.save(tmp_path / "out")
+    change_moves(tmp_path / "out", lambda table: with_column(table, "carrier", ["x", "x"]))
+    read = Results.load(tmp_path / "out")
+    assert read.digest == results.digest
+    assert read.migrations.schema == TABLES["migrations"].arrow
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    (lambda table: with_column(table, "generation", ["x", None]),
+     "generation: expected a value in each row, got none in 1 of 2"),
+    (lambda table: table.drop_columns(["carrier"]), "carrier: expected one such column, got 0"),
+    (lambda table: table.append_column("carrier", [["x", "x"]]), "carrier: expected one such column, got 2"),
+    (lambda table: table.append_column("a\nb", [["x", "x"]]), '"a\\nb": expected no such column'),
+    (lambda table: table.set_column(0, "migration", [["x", "y"]]), 'migration: expected int64, got "string"'),
+    (lambda table: table.drop_columns(["vm", "source"]),
+     "vm: expected one such column, got 0; source: expected one such column, got 0"),
+    (lambda table: table.drop_columns(["migration", "vm", "source", "destination", "drain"]),
+     "; ".join(f"{name}: expected one such column, got 0" for name in ("migration", "vm", "source")) + "; and 2 more"),
+])  # fmt: skip
+def test_columns_that_are_not_those_expected_are_named(
+    results: Results, tmp_path: Path, change: Callable[[pa.Table], pa.Table], expected: str
+) -> None:
+    results.save(tmp_path / "out")
+    change_moves(tmp_path / "out", change)
+    with pytest.raises(ResultsError) as refusal:
+        Results.load(tmp_path / "out")
+    assert str(refusal.value) == f"{tmp_path / 'out/tables/migrations.parquet'}: {expected}"
+
+
 @pytest.mark.parametrize(
     ("table", "column"), [(name, column) for name, schema in TABLES.items() for column in schema.columns]
 )

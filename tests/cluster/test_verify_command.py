@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from cluster.cli import main
+from psp import verifier
 
 AT = ("--at", "2024-01-31")
 
@@ -82,6 +83,30 @@ def test_the_lowest_tcb_is_that_of_the_launch_too_where_a_guest_may_have_been_la
     assert [line.split()[3] for line in lines if "LAUNCH_TCB_LOW " in line] == [word]
     code, lines = judge("--min-tcb", "snp=8", "--min-launch-tcb", "snp=9", *arguments[:2])
     assert lines[-1].startswith("rejected: LAUNCH_TCB_LOW (")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "floor"),
+    [
+        (("--pinned-tcb", "snp=8"), {"snp": 8}),
+        (("--min-tcb", "snp=7"), {"snp": 7}),
+        (("--pinned-tcb", "snp=8", "--min-tcb", "microcode=115"), {"snp": 8, "microcode": 115}),
+        (("--pinned-tcb", "snp=8", "--min-tcb", "snp=7,microcode=115"), {"snp": 8, "microcode": 115}),
+        (("--pinned-tcb", "microcode=115", "--min-tcb", "microcode=114"), {"microcode": 115}),
+        ((), None),
+    ],
+)
+def test_a_pinned_tcb_is_a_floor_for_that_launch_too_and_of_two_the_higher_counts(
+    judge, monkeypatch, arguments, floor
+):
+    asked = []
+    verify = verifier.verify
+    monkeypatch.setattr(verifier, "verify", lambda *given: asked.append(given) or verify(*given))
+    code, lines = judge("-v", "--agent", "00" * 32, *arguments)
+    assert (code, asked[0][1].min_launch_tcb) == (0, floor)
+    assert [line.split()[3] for line in lines if "LAUNCH_TCB_LOW " in line] == ["not" if floor is None else "ok"]
+    judge("-v", *arguments)
+    assert asked[1][1].min_launch_tcb is None
 
 
 def test_a_debugged_guest_is_refused(judge):
