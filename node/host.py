@@ -137,6 +137,8 @@ class Host:
         self.log = EventLog(spec.bucket_ns, spec.log)
         self.guests: dict[str, Guest] = {}
         self._tenants = tenants or local_tenants(programs)
+        self.software_from: object = tenants or programs
+        """Where VMs have their software from: of one specification it is the same from the same place."""
         self.images = images
         prices = host_prices(costs, HostKind.of(product, spec.platform))
         self._cost = prices.host
@@ -378,9 +380,11 @@ class Host:
                     self.vcpus.start(vcpu)
         self.clock.settle()
 
-    def software(self, guest: Guest, svsm: SvsmGuest | None = None) -> TenantPort:
-        """Make the software of a VM whose launch is known."""
-        return self._tenants(tenant_order(guest, self.images[guest.spec.firmware], svsm))
+    def software(
+        self, spec: GuestSpec, launched: tuple[int, ...], reset_rips: tuple[int, ...], svsm: SvsmGuest | None = None
+    ) -> TenantPort:
+        """Make the software of a VM that was launched so."""
+        return self._tenants(tenant_order(spec, launched, reset_rips, self.images[spec.firmware], svsm))
 
     def put_up(
         self, guest: Guest, entered: Entered, reset_rips: tuple[int, ...] | None, vcpus: Sequence[Vcpu] = (),
@@ -407,7 +411,7 @@ class Host:
                 vcpu.levels = VcpuLevels()
                 vcpu.thread = spec.vcpus + vcpu.index
         guest.reset_rips = reset_rips
-        guest.software = software or self.software(guest, svsm)
+        guest.software = software or self.software(spec, guest.launched, reset_rips, svsm)
         self.vcpus.prepare(guest)
         for kind, requester in zip(spec.devices, entered.cards, strict=True):
             self.interrupts.assign(requester, spec.name)

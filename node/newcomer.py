@@ -32,9 +32,10 @@ _ASLEEP, _OUT, _PARKED = VcpuState.SLEEPING, VcpuState.PAUSED, HostEvent.PAUSED
 _R14 = GENERAL_REGISTERS.index("R14")
 _Demands = tuple[tuple[Demand, ...], ...]
 _MOST_KNOWN = 1 << 14
-_known: dict[int, tuple[GuestSpec, _Demands, tuple[Pool, ...]]] = {}
-"""What software asks for, and the pools that it has at rest, by the identity of a VM's specification, which is held
-here lest another gets it."""
+_Known = tuple[GuestSpec, _Demands, tuple[Pool, ...], object]
+_known: dict[int, _Known] = {}
+"""What software asks for, the pools that it has at rest, and where it is from, by the identity of a VM's specification,
+which is held here lest another gets it."""
 
 
 class Newcomer:
@@ -112,17 +113,17 @@ class Newcomer:
         """Those that it writes, while all of it sleeps."""
         return self._asked()[2]
 
-    def _asked(self) -> tuple[GuestSpec, _Demands, tuple[Pool, ...]]:
-        """What its software says, which is made for that where no VM of this specification was asked before."""
-        guest = self._guest
-        found = _known.get(id(guest.spec))
-        if found is None:
-            guest.launched, guest.reset_rips = self.state.launched, self.state.reset_rips
-            self._software = self._host.software(guest)
+    def _asked(self) -> _Known:
+        """What its software says, made for that where none of this specification from there was asked last."""
+        spec, host = self._guest.spec, self._host
+        found = _known.get(id(spec))
+        if found is None or found[3] is not host.software_from:
+            if self._software is None:
+                self._software = host.software(spec, self.entered.launched_gpas, self.state.reset_rips)
             if len(_known) >= _MOST_KNOWN:
                 _known.clear()
             demands = self._software.demands
-            found = _known[id(guest.spec)] = guest.spec, demands, pools_at_rest(demands)
+            found = _known[id(spec)] = spec, demands, pools_at_rest(demands), host.software_from
         return found
 
     def stop(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from node.firmware_image import FirmwareImage
-from node.guest import Guest, GuestSpec
+from node.guest import GuestSpec
 from node.svsm_memory import SvsmGuest
 from node.tenant import TenantSpec
 
@@ -12,16 +12,18 @@ _known: dict[int, tuple[GuestSpec, FirmwareImage, TenantSpec]] = {}
 """By the identity of a specification, which is held here lest another gets it."""
 
 
-def tenant_order(guest: Guest, image: FirmwareImage, svsm: SvsmGuest | None) -> TenantSpec:
-    """That of a VM whose launch is known, above ``svsm`` if there is one."""
-    spec = guest.spec
+def tenant_order(
+    spec: GuestSpec, launched: tuple[int, ...], reset_rips: tuple[int, ...], image: FirmwareImage,
+    svsm: SvsmGuest | None,
+) -> TenantSpec:  # fmt: skip
+    """That of a VM that was launched so, above ``svsm`` if there is one."""
     found = _known.get(id(spec))
     if found is not None and found[0] is spec and found[1] is image and svsm is None:
         order = found[2]
-        if order.launched == guest.launched and order.reset_rips == guest.reset_rips:
+        if order.launched == launched and order.reset_rips == reset_rips:
             return order
     order = TenantSpec(
-        spec.name, spec.generation, spec.memory, spec.program, spec.seed, guest.launched, guest.reset_rips,
+        spec.name, spec.generation, spec.memory, spec.program, spec.seed, launched, reset_rips,
         spec.sev_features, svsm, image.cpuid_gpa, spec.kernel, image.secrets_gpa, spec.devices,
         (spec.migration_agent or spec.migration_handler) and bool(spec.devices),
     )  # fmt: skip

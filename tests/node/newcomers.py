@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from moved_guests import MARK, PLAIN
-from toy_guests import DEMANDS, SECOND, Script, make_host, run, start
+from toy_guests import DEMANDS, SECOND, Script, guest_spec, make_host, run
 
 from node import operations as op
 from node.guest import GONE
@@ -30,18 +30,18 @@ class Napper(Script):
     demands = (WRITES, *DEMANDS)
 
 
-def pair(*, eager=False, vcpus=1, first=0, here=Hypervisor, there=Hypervisor, **kwargs):
+def pair(*, eager=False, vcpus=1, first=0, here=Hypervisor, there=Hypervisor, kind=Napper, spec=None, **kwargs):
     """Two hosts and a VM that sleeps on the first, or computes; if ``eager`` they put nothing off.
 
-    ``here`` and ``there`` are the classes of their hypervisors.
+    ``here`` and ``there`` are the classes of their hypervisors, ``kind`` that of the VM's program.
     """
-    program = {"naps": lambda _, placement: Napper(placement, partial(naps, first=first))}
+    program = {"naps": lambda _, placement: kind(placement, partial(naps, first=first))}
     named = {"here": here, "there": there}
     hosts = [make_host(program, name=name, hypervisor=made, **kwargs) for name, made in named.items()]
     for one in hosts:
         if eager:
             one.board.unlaid.expect = lambda _: None
-    start(hosts[0], "vm", PLAIN, "naps", vcpus=vcpus)
+    hosts[0].launch(spec or guest_spec("vm", PLAIN, "naps", vcpus=vcpus), lambda _: None, running=True)
     run(hosts[0], 2 * SECOND)
     states = [VcpuState.COMPUTING if (1 + first + vcpu) % 3 == 0 else VcpuState.SLEEPING for vcpu in range(vcpus)]
     assert [vcpu.state for vcpu in hosts[0].guests["vm"].vcpus] == states

@@ -1,11 +1,13 @@
 """A VM that comes in the middle of something is what it would have been, whenever it is put up; no move puts it up."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from moved_guests import PLAIN, move, on_board, registers, until
-from newcomers import NAP_NS, at, books, is_newcomer, pair, wait
-from toy_guests import SECOND, start
+from newcomers import FIGURES, NAP_NS, WRITES, Napper, at, books, is_newcomer, pair, wait
+from toy_guests import DEMANDS, SECOND, guest_spec, start
 
 from node import operations as op
 from node.guest import GONE, GuestState
@@ -260,3 +262,35 @@ def test_one_that_has_gone_on_holds_no_seats():
     move(there, here, there.guests["vm"].spec)
     start(there, "other", PLAIN, "naps", vcpus=2)
     assert there.vcpus.seats.peak == 2
+
+
+@dataclass(frozen=True, slots=True)
+class BusyNapper(Napper):
+    """A program of the same name that writes more."""
+
+    demands = (replace(WRITES, written_set_bytes=8 << 20), *DEMANDS)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_two_programs_of_one_name_are_two_though_one_specification_names_both(first):
+    spec, stated = guest_spec("vm", PLAIN, "naps"), []
+    for kind, eager in ((Napper, False), (BusyNapper, False), (BusyNapper, True)):
+        here, there = pair(first=first, kind=kind, spec=spec, eager=eager)
+        move(here, there, spec)
+        stated.append((there.departures.begin("vm", lambda _: None), books(there)))
+    assert stated[1] == stated[2]
+    assert [pools[0].working_set_bytes for pools, _ in stated] == [1 << 20, 8 << 20, 8 << 20]
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_what_a_host_has_of_one_does_not_depend_on_what_came_before(first):
+    spec, found = guest_spec("vm", PLAIN, "naps"), []
+    for _ in range(2):
+        here, there = pair(first=first, spec=spec)
+        for _ in range(2):
+            move(here, there, spec)
+            here, there = there, here
+        here.departures.begin("vm", lambda _: None)
+        found += [here.guests["vm"], there.guests["vm"]]
+    figures = [{name: value for name, value in vars(guest).items() if name in FIGURES} for guest in found]
+    assert figures[:2] == figures[2:]
