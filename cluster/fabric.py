@@ -135,6 +135,9 @@ class Fabric:
             heappush(self._ends, (end_ns, number, flow))
             if end_ns < self.next_event_ns:
                 self.next_event_ns = end_ns
+        elif not size_bytes:  # Nothing takes no time, even where nothing is carried.
+            self._plan_end(flow, now_ns)
+            self._look_ahead()
         return flow
 
     def change(self, link: int, bytes_per_s: float, now_ns: int) -> None:
@@ -168,7 +171,9 @@ class Fabric:
         heappush(self._ends, (flow.end_ns, flow.number, flow))
 
     def cancel(self, flow: Flow, now_ns: int) -> float:
-        """Break a flow off; the bytes that it moved."""
+        """Break a flow off; the bytes that it moved. ValueError for one that is over: its links may be others'."""
+        if flow.end_ns < 0:
+            raise ValueError(f"flow {flow.number}: is over, so it cannot be broken off")
         self._bring_up(flow, now_ns)
         self._take_out(flow, now_ns)
         self._look_ahead()

@@ -68,7 +68,10 @@ class LiveMigrations:
     down: dict[str, int] = field(default_factory=dict)
     """Hosts whose links are down, and for how many reasons."""
     is_whole: bool = True
-    """No link was down yet, and no host has crashed or lost a VM."""
+    """No link was down yet, and no host has crashed: who comes to send something need not ask whether there is a way.
+
+    That a source has lost a VM is no reason to ask: said before all of it was sent, it ends the move.
+    """
     _cap_bytes_per_s: float = field(init=False)
     """What the settings let one move put on the wire."""
 
@@ -471,7 +474,7 @@ class LiveMigrations:
     def on_lost(self, one: Migration, now_ns: int) -> None:
         """The source has lost the VM: the target may have it, if it got that far."""
         one.unanswered -= {Report.STAYED}
-        one.source_lost, self.is_whole = True, False
+        one.source_lost = True
         if one.phase is Phase.DRAINING:
             lose(self, one, now_ns)
         elif self.step(one, Event.LOST, now_ns) and one.phase is Phase.ABORTED:

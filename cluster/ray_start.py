@@ -134,8 +134,11 @@ def _nobody_listens(compiled: Any, command: list[str]) -> bool:
     if None in names or not hasattr(compiled, "persist_port"):
         return False
     options = dict(one.removeprefix("--").partition("=")[::2] for one in command)
+    session_dir, node_id = options.get("session_dir"), options.get("node_id")
+    if not session_dir or not node_id:
+        return False
     for name in names:
-        compiled.persist_port(options["session_dir"], options["node_id"], name, _NOWHERE)
+        compiled.persist_port(session_dir, node_id, name, _NOWHERE)
     return True
 
 

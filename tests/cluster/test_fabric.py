@@ -227,3 +227,35 @@ def test_who_is_alone_on_a_link_that_carries_nothing_waits_for_it():
     assert fabric.next_event_ns == NEVER
     fabric.change(topology.path("a", "b")[0], 1 * GB, 7 * MS)
     assert run_out(fabric) == {"one": 1007 * MS}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("capacity", [0.0, 1 * GB])
+def test_nothing_to_send_is_there_at_once_whatever_the_link_carries_and_whoever_is_on_it(capacity, beside):
+    topology = star({"a": 1 * GB, "b": 1 * GB})
+    fabric = Fabric(topology, MS)
+    fabric.change(topology.path("a", "b")[0], capacity, 0)
+    fabric.advance(0)
+    if beside:
+        start(fabric, "other", "a", "b", 1 * GB, 1 * MS)
+    start(fabric, "empty", "a", "b", 0, 5 * MS)
+    assert fabric.next_event_ns == 5 * MS
+    assert [flow.about for flow in fabric.advance(5 * MS)] == ["empty"]
+    assert len(fabric) == beside
+
+
+@pytest.mark.parametrize("ends", ["through", "broken off"])
+def test_a_flow_that_is_over_cannot_be_broken_off_and_another_on_its_links_goes_on(ends):
+    fabric = Fabric(star({"a": 1 * GB, "b": 1 * GB}), MS)
+    over = start(fabric, "over", "a", "b", 1 * GB, 0)
+    if ends == "through":
+        assert fabric.advance(S) == [over]
+    else:
+        fabric.cancel(over, S)
+    start(fabric, "other", "a", "b", 1 * GB, S)
+    with pytest.raises(ValueError, match="flow 1: is over, so it cannot be broken off"):
+        fabric.cancel(over, S + MS)
+    assert len(fabric) == 1
+    # It is on the link still, so that who comes shares it: half each until the other's 0.9 GB are through.
+    start(fabric, "late", "a", "b", 1 * GB, S + 100 * MS)
+    assert run_out(fabric) == {"other": 2900 * MS, "late": 3000 * MS}

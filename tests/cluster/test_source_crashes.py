@@ -47,6 +47,22 @@ def test_a_machine_that_would_run_ahead_is_lost_with_its_source_at_any_time(at_u
     assert all(row["state"] == "ended" for row in rows.get("vms", []))
 
 
+def test_nothing_is_sent_any_more_to_a_target_that_crashed_while_the_machine_was_being_stopped() -> None:
+    body = {"vms": [group("vm", **BUSY)], "fabric": LINK, "migrations": [move(to="host-2")], "duration": "15 s"}
+    whole, _ = play(scenario(**body))
+    (before,) = whole.control.migrations.all
+    paused_ns, stopped_ns = dict(before.history)["paused"], dict(before.history)["stopped"]
+    assert paused_ns + 1000 < stopped_ns
+    fleet, rows = play(scenario(**body, faults=[crash("host-2", f"{paused_ns + 1000} ns")]))
+    (one,) = fleet.control.migrations.all
+    assert outcomes(rows) == [("target lost", "host-2 had nothing of it any more")]
+    assert [phase for phase, _ in one.history][-3:] == ["paused", "stopped", "aborted"]
+    assert one.ended_ns == stopped_ns
+    assert (one.final_bytes, one.flow) == (0, None)
+    (row,) = rows["vms"]
+    assert (row["host"], row["state"]) == ("host-1", "running")
+
+
 def silent(host: str, at: str, lasts: str) -> dict[str, Any]:
     return {"kind": "messages", "host": host, "direction": "to", "at": at, "lasts": lasts, "lost": 1.0}
 
