@@ -21,6 +21,7 @@ from node.guest_books import GuestBooks
 from node.guest_memory_map import memory_map
 from node.host_events import HostEvent
 from node.hypervisor_port import LaunchRefused
+from node.identity_cache import RecordsById
 from node.migration_frames import (
     DIGEST_BYTES,
     NO_SESSION,
@@ -80,9 +81,7 @@ def _spans(memory_bytes: int, vcpus: int, first: int, firmware_bytes: int) -> _S
     return _Spans((*ram, (first, first - -firmware_bytes // PAGE_BYTES * PAGE_BYTES)))
 
 
-_known: dict[int, tuple[GuestSpec, FirmwareImage, Expected]] = {}
-"""By the identity of a VM's specification, which is held here lest another gets it."""
-_MOST_KNOWN = 1 << 14
+_known = RecordsById[tuple[GuestSpec, FirmwareImage, Expected]]()
 _SESSION = Expected._fields.index("session")
 
 
@@ -90,14 +89,12 @@ def _expected(spec: GuestSpec, image: FirmwareImage) -> Expected:
     """What comes of a VM, but for its stream's name and the size of a disk that is a file."""
     found = _known.get(id(spec))
     if found is None or found[1] is not image:
-        if len(_known) >= _MOST_KNOWN:
-            _known.clear()
         expected = Expected(
             spec.name, _memory_of(spec, image), blocks_of(None), NO_SESSION, spec.vcpus, spec.moves_sealed,
             CAPABILITIES[spec.generation].encrypted_registers, spec.migration_agent or spec.migration_handler,
             spec.svsm and spec.machine.by_agents,
         )  # fmt: skip
-        found = _known[id(spec)] = spec, image, expected
+        found = _known.keep((spec, image, expected))
     return found[2]
 
 

@@ -6,12 +6,14 @@ Equal objects that are not the same one are worked out again, so results must fo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
+R = TypeVar("R", bound=tuple[Any, ...])
 
 MOST_KEPT = 256
+MOST_RECORDS = 1 << 14
 
 
 class IdentityCache(Generic[K, V]):
@@ -32,3 +34,17 @@ class IdentityCache(Generic[K, V]):
         # The object itself is kept, or another could get its identity.
         self._kept[id(key)] = (key, value)
         return value
+
+
+class RecordsById(dict[int, R]):
+    """The latest record of each object, which is the first thing in it and lives as long as it is kept, by its ``id``.
+
+    For results that follow from more than the object: whoever finds a record looks whether the rest of it fits.
+    """
+
+    def keep(self, record: R) -> R:
+        """The record, which replaces the one before."""
+        if len(self) >= MOST_RECORDS:
+            self.clear()
+        self[id(record[0])] = record
+        return record

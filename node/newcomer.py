@@ -18,6 +18,7 @@ from node.guest import Guest, GuestSpec
 from node.guest_books import GuestBooks
 from node.host_events import HostEvent
 from node.hypervisor_port import Entered
+from node.identity_cache import RecordsById
 from node.program import FORGOTTEN, Demand
 from node.tenant import TenantPort
 from node.vcpu import AWAITING, SLEEPING, Vcpu, VcpuState
@@ -31,11 +32,9 @@ _ASLEEP, _OUT, _PARKED = VcpuState.SLEEPING, VcpuState.PAUSED, HostEvent.PAUSED
 """As in ``node.vcpu_runner``, lest each move looks them up in their enumerations."""
 _R14 = GENERAL_REGISTERS.index("R14")
 _Demands = tuple[tuple[Demand, ...], ...]
-_MOST_KNOWN = 1 << 14
 _Known = tuple[GuestSpec, _Demands, tuple[Pool, ...], object]
-_known: dict[int, _Known] = {}
-"""What software asks for, the pools that it has at rest, and where it is from, by the identity of a VM's specification,
-which is held here lest another gets it."""
+_known = RecordsById[_Known]()
+"""What software asks for by a VM's specification, the pools that it has at rest, and where it is from."""
 
 
 class Newcomer:
@@ -120,10 +119,8 @@ class Newcomer:
         if found is None or found[3] is not host.software_from:
             if self._software is None:
                 self._software = host.software(spec, self.entered.launched_gpas, self.state.reset_rips)
-            if len(_known) >= _MOST_KNOWN:
-                _known.clear()
             demands = self._software.demands
-            found = _known[id(spec)] = spec, demands, pools_at_rest(demands), host.software_from
+            found = _known.keep((spec, demands, pools_at_rest(demands), host.software_from))
         return found
 
     def stop(self) -> None:

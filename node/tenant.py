@@ -16,6 +16,7 @@ from node.disk_encryption import disk_key
 from node.generation import CAPABILITIES, Generation
 from node.guest_kernel import CANARY_BYTES, GuestKernel
 from node.guest_memory_map import GuestMemoryMap
+from node.identity_cache import RecordsById
 from node.kernel_above_svsm import KernelAboveSvsm
 from node.kernel_settings import CAREFUL, KernelSettings
 from node.message_place import MessagePlace
@@ -289,8 +290,8 @@ _Facts = tuple[int, tuple[tuple[Demand, ...], ...]]
 _MOST_KNOWN = 1 << 14
 _known: dict[tuple[object, ...], tuple[GuestMemoryMap, _Facts]] = {}
 """Of programs that were built before; with the map whose identity is in the key, lest another gets it."""
-_seen: dict[int, tuple[TenantSpec, ProgramFactory, _Facts]] = {}
-"""The same by the identity of a specification, which is held here lest another gets it."""
+_seen = RecordsById[tuple[TenantSpec, ProgramFactory, _Facts]]()
+"""The same by specifications."""
 
 
 def _key(spec: TenantSpec, factory: ProgramFactory) -> tuple[object, ...] | None:
@@ -309,15 +310,12 @@ def _key(spec: TenantSpec, factory: ProgramFactory) -> tuple[object, ...] | None
 
 def _facts_of(spec: TenantSpec, factory: ProgramFactory) -> _Facts | None:
     seen = _seen.get(id(spec))
-    if seen is not None and seen[0] is spec and seen[1] is factory:
+    if seen is not None and seen[1] is factory:
         return seen[2]
     found = _known.get(_key(spec, factory) or ())
     if found is None:
         return None
-    if len(_seen) >= _MOST_KNOWN:
-        _seen.clear()
-    _seen[id(spec)] = spec, factory, found[1]
-    return found[1]
+    return _seen.keep((spec, factory, found[1]))[2]
 
 
 def _note_facts(spec: TenantSpec, factory: ProgramFactory, facts: _Facts) -> None:

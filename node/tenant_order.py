@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from node.firmware_image import FirmwareImage
 from node.guest import GuestSpec
+from node.identity_cache import RecordsById
 from node.svsm_memory import SvsmGuest
 from node.tenant import TenantSpec
 
-_MOST_KNOWN = 1 << 14
-_known: dict[int, tuple[GuestSpec, FirmwareImage, TenantSpec]] = {}
-"""By the identity of a specification, which is held here lest another gets it."""
+_known = RecordsById[tuple[GuestSpec, FirmwareImage, TenantSpec]]()
 
 
 def tenant_order(
@@ -18,7 +17,7 @@ def tenant_order(
 ) -> TenantSpec:  # fmt: skip
     """That of a VM that was launched so, above ``svsm`` if there is one."""
     found = _known.get(id(spec))
-    if found is not None and found[0] is spec and found[1] is image and svsm is None:
+    if found is not None and found[1] is image and svsm is None:
         order = found[2]
         if order.launched == launched and order.reset_rips == reset_rips:
             return order
@@ -28,7 +27,5 @@ def tenant_order(
         (spec.migration_agent or spec.migration_handler) and bool(spec.devices),
     )  # fmt: skip
     if svsm is None:
-        if len(_known) >= _MOST_KNOWN:
-            _known.clear()
-        _known[id(spec)] = spec, image, order
+        _known.keep((spec, image, order))
     return order
