@@ -60,6 +60,7 @@ class PretendedCluster:
         self.killed: list[PretendedActor] = []
         self.lost = ""
         self.starts = 0
+        self.is_trusted = True
 
     def start(self, cpus: int) -> None:
         self.running, self.starts = True, self.starts + 1
@@ -79,7 +80,7 @@ class PretendedCluster:
         self.arrived_s = seat.time.monotonic()  # by the clock that a test may have put there
 
     def distrust(self) -> None:
-        pass
+        self.is_trusted = False
 
     def remember_processes(self) -> None:
         pass

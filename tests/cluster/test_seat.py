@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from pretended_cluster import PretendedCall, PretendedCluster, on_pretended
-from toy_hosts import digest, draw, run_toys, toys
+from toy_hosts import build_toy, digest, draw, run_toys, toys
 
 from cluster import life_sign
 from cluster import seat as seat_module
@@ -45,6 +45,32 @@ def test_workers_lost_at_any_call_change_no_message_and_no_count(seed: int, budg
     assert layout.facts()["workers_replaced"] == len(lost)
     assert len(lost) >= 6
     assert cluster.killed == [call.actor for call in lost]
+
+
+def test_what_is_saved_of_a_run_is_nothing_that_the_seats_said_in_the_one_before() -> None:
+    layout, others = on_pretended(packed(2), PretendedCluster()), toys(4, seed=3)
+    before, _ = run_toys(layout, toys(4), end_ns=END_NS)
+    assert any(before[toy.name] for toy in others)
+    layout.start(build_toy, [(toy.name, toy.pack()) for toy in others])
+    inline = InlineLayout()
+    inline.start(build_toy, [(toy.name, toy.pack()) for toy in others])
+    assert layout.salvage(0) == inline.collect(0)
+
+
+@pytest.mark.parametrize("looks", [0, 1, 5])
+def test_a_worker_whose_figures_are_wanted_is_waited_for_though_they_are_not_there_at_once(looks: int) -> None:
+    late: list[PretendedCall] = []
+
+    def fate(call: PretendedCall) -> object:
+        if call.method != "gauges":
+            return None
+        late.append(call)
+        return Missing.WAITING if len(late) <= looks else None
+
+    layout = on_pretended(packed(1), PretendedCluster(fate))
+    layout.start(build_toy, [(toy.name, toy.pack()) for toy in toys(4)])
+    assert set(layout.gauges()) == {toy.name for toy in toys(4)}
+    assert len(late) == looks + 1
 
 
 def test_one_that_is_lost_in_the_same_window_again_and_again_is_given_up_by_name() -> None:

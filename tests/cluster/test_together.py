@@ -225,6 +225,31 @@ def test_a_fleet_whose_calls_end_after_every_slice_tells_the_same_story(build, s
     assert digest(run_toys(InlineLayout(), hosts, build=build)[0]) == whole
 
 
+def test_more_mail_than_is_done_without_a_look_at_the_clock_is_not_answered_in_the_same_breath():
+    bench = Bench()
+
+    class DearTimetable(Timetable):
+        def answer(self, message):
+            bench.now_s += CALL_S
+            self.done.append(message.time_ns)
+            return NEVER, 1, ()
+
+        def advance(self, horizon_ns, event_budget):
+            advance = super().advance(horizon_ns, event_budget)
+            bench.now_s += CALL_S * advance.events
+            return advance
+
+    entities = {str(number): DearTimetable(str(number)) for number in range(3 * SLICE_EVENTS)}
+    mail = [letter(name, 600) for name in entities]
+    hosts = Together(entities, LOOKAHEAD_NS, END_NS, bench)
+    control, acts_ns, lasted_s = Acts(500, say=lambda now_ns: mail if now_ns == 500 else []), 500, []
+    while (stretch := hosts.go_on(control, acts_ns)).next_ns < END_NS:
+        acts_ns = stretch.acts_ns
+        lasted_s.append(bench.now_s - sum(lasted_s))
+    assert all(one.done == [600] for one in entities.values())
+    assert max(lasted_s) == SLICE_EVENTS * CALL_S
+
+
 def test_slices_shrink_where_events_are_dear():
     bench = Bench()
     Dear.bench = bench
@@ -369,6 +394,13 @@ def test_whoever_stops_finds_all_at_the_same_time():
         while other.next_event_ns() < reached:
             other.advance(reached, 1)
         assert entity.collect(reached) == other.collect(reached)
+
+
+def test_whoever_stops_finds_nobody_further_than_what_the_control_plane_would_have_said_next_reaches():
+    one = together(ticking("a"), ticking("b"))  # They promise silence.
+    assert one.go_on(Acts(500, 900), 500, until_acted=True).acts_ns == 900
+    assert one.level(0) == 900 + LOOKAHEAD_NS
+    assert all(seat.entity.env.now <= 900 + LOOKAHEAD_NS for seat in one._seats.values())
 
 
 @pytest.mark.parametrize("mail_ns", [(0,), (0, 0), (30,), (30, 0)])

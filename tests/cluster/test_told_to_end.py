@@ -48,6 +48,7 @@ def test_a_worker_is_not_replaced_and_the_others_say_what_they_have(method: str,
     results = ended.results()
     assert ended.told
     assert (len(ended.cluster.actors), ended.cluster.starts, results.partial) == (2, 1, TOLD)
+    assert not ended.cluster.is_trusted  # Ray's own processes may have been told to end, too.
     assert results.hosts["host"].to_pylist() == [f"host-{2 - worker}"]
     assert {row["state"] for row in results.vms.to_pylist() if row["host"] is None} <= {"lost", "waiting"}
 
@@ -75,6 +76,31 @@ def test_no_other_ray_is_started(method: str, turn: int) -> None:
     results = ended.results()
     assert ended.told
     assert (len(ended.cluster.actors), ended.cluster.starts, results.partial) == (2, 1, TOLD)
+    # At the start whoever is told to end does so before it is found that anybody is gone.
+    assert ended.cluster.is_trusted == (method == "start")
+
+
+def test_workers_that_are_lost_when_nobody_asked_for_an_end_say_nothing_of_a_start_and_ray_is_trusted() -> None:
+    lost: list[PretendedCall] = []
+
+    def fate(call: PretendedCall) -> object:
+        windows = sum(one.method == "advance" for one in call.actor.calls)
+        if call.method != "advance" or len(lost) == 2 or windows != 2 + len(lost):
+            return None
+        lost.append(call)
+        return Missing.LOST
+
+    cluster, shown, asked = PretendedCluster(fate), [], []
+    session = Session("packed", 2)
+    session._layout = on_pretended(packed(2), cluster)
+    with session:
+        results = session.run(load_scenario("quiet"), None, shown.append, lambda: asked.append(0))
+    assert (len(lost), results.partial) == (2, None)
+    # The second loss asked whether to stop while the first was news: that is nothing that is wrong at the start.
+    assert [one.note for one in shown if one.note] == ["starting packed"]
+    assert shown[0].troubles == ()
+    assert cluster.is_trusted
+    assert asked
 
 
 BELOW = """
