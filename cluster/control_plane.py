@@ -70,7 +70,7 @@ class ControlPlane:
     assigned: dict[str, str] = field(default_factory=dict)
     """The host of each VM that was sent somewhere."""
     launching: set[str] = field(default_factory=set)
-    """VMs of whose launch a host has said nothing yet."""
+    """VMs that a host was told to launch, and that no host said to run; some have no place any more."""
     agenda: Agenda = field(default_factory=Agenda)
     _by_name: dict[str, Order] = field(default_factory=dict)
     _tried: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -163,7 +163,6 @@ class ControlPlane:
         host = self.placement.place(order.guest, order.pin, self._tried.get(name, frozenset()))
         if host is None:
             self.unplaced[name] = reason
-            self.launching.discard(name)
             return
         first = name not in self.assigned
         self.assigned[name] = host
@@ -173,10 +172,14 @@ class ControlPlane:
             self._see_off(order)
 
     def without_place(self, now_ns: int) -> Iterator[tuple[str, bool]]:
-        """VMs that nobody took and whose time is not over, and whether a host was told to launch each."""
+        """VMs that are there now and nobody took, and whether a host was told to launch each.
+
+        The control plane may be ahead of ``now_ns``, and know already of those that come later.
+        """
         for name in self.unplaced:
             order = self._by_name[name]
-            if order.lifetime_ns is None or now_ns < order.arrival_ns + order.lifetime_ns:
+            since_ns = now_ns - order.arrival_ns
+            if since_ns >= 0 and (order.lifetime_ns is None or since_ns < order.lifetime_ns):
                 yield name, name in self._tried
 
     def _see_off(self, order: Order) -> None:
@@ -202,7 +205,6 @@ class ControlPlane:
 
     def _destroy(self, name: str) -> None:
         host = self.placement.release(name)
-        self.launching.discard(name)
         if host is not None:
             self._send(host, "destroy", name)
 

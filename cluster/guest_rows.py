@@ -28,7 +28,9 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
     if guest.state in (GuestState.ARRIVING, GuestState.DEPARTED):
         return {}  # Its books are, or still are, on another host.
     spec = guest.spec
-    failed = guest.state is GuestState.STOPPED and guest.shutdown_code != 0
+    # How it ended itself stays true, also where its host crashed behind it or its time was over.
+    code = guest.shutdown_code
+    reason = f"shutdown code {code}" if code else "" if guest.powered_off else guest.reason
     ran = guest.running_ns >= 0
     over = guest.state in (GuestState.STOPPED, GuestState.DESTROYED, GuestState.REFUSED)
     times = mechanism_ns(guest)
@@ -45,8 +47,8 @@ def guest_rows(host: Host, guest: Guest) -> Rows:
                 "arrival_ns": guest.ordered_ns,
                 "running_ns": guest.running_ns if ran else None,
                 "ended_ns": guest.ended_ns if over else None,
-                "state": "failed" if failed else _STATES[guest.state],
-                "reason": f"shutdown code {guest.shutdown_code}" if failed else guest.reason or None,
+                "state": "failed" if code else _STATES[guest.state],
+                "reason": reason or None,
                 "launch_digest": guest.launch_digest or None,
                 "launch_tcb": None if guest.launch_tcb is None else f"{guest.launch_tcb:016x}",
                 "launch_ns": guest.running_ns - guest.ordered_ns if ran else None,

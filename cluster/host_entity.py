@@ -31,7 +31,7 @@ from cluster.platform_body import platform_body, platform_of
 from cluster.resting_host import RestingHost, rests
 from cluster.standing_vms import STANDING
 from cluster.tables import EVENTS
-from cluster.vmi_phases import OF_ENDED
+from cluster.vmi_phases import phase_of_ended
 from node.cost_table import load_cost_table
 from node.event_log import BucketDigest
 from node.guest import Guest, GuestSpec, GuestState
@@ -177,7 +177,7 @@ class HostEntity:
     def gauges(self) -> dict[str, float]:
         """Live figures of the host; the counts of machines are named ``machines/STATE/GENERATION``.
 
-        Each that ended otherwise than by an order, and is not forgotten, is named ``ended/STATE/NAME``.
+        Each that ended otherwise than by an order, and is not forgotten, is named ``ended/PHASE/NAME``.
         """
         host = self.host
         counts = Counter(f"{MACHINES}{one.state}/{one.spec.generation.name}" for one in host.guests.values())
@@ -189,8 +189,8 @@ class HostEntity:
             "memory_bandwidth_ratio": host.contention.utilisation,
             **{name: float(count) for name, count in sorted(counts.items())},
             **{
-                f"{ENDED}{one.state}/{name}": 1.0 for name, one in host.guests.items()
-                if one.state in OF_ENDED and (one.reason or one.state is GuestState.STOPPED)
+                f"{ENDED}{phase}/{name}": 1.0 for name, one in host.guests.items()
+                if (phase := phase_of_ended(one)) is not None
             },
         }  # fmt: skip
 

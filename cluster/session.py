@@ -28,8 +28,7 @@ from cluster.scenario import Scenario
 from cluster.tables import EVENTS
 from cluster.traffic_rows import traffic_rows
 from cluster.versions import versions
-from cluster.vmi_phases import vmi_phases
-from node.guest import GuestState
+from cluster.vmi_phases import VmiPhase, vmi_phases
 from node.record_buffer import NO_LOG, LogWish
 from workloads.attested_start import proper_name
 
@@ -167,7 +166,7 @@ class _Shown:
     def __call__(self, facts: ProgressFacts) -> None:
         machines: Counter[tuple[str, str]] = Counter()
         gauges: dict[str, dict[str, float]] = {}
-        ended: dict[tuple[str, str], GuestState] = {}
+        ended: dict[tuple[str, str], VmiPhase] = {}
         for host, figures in self._layout.gauges().items():
             gauges[host] = {}
             for name, value in figures.items():
@@ -175,8 +174,8 @@ class _Shown:
                     _, state, generation = name.split("/")
                     machines[state, generation] += int(value)
                 elif name.startswith(ENDED):
-                    _, state, vm = name.split("/", 2)
-                    ended[host, vm] = GuestState(state)
+                    _, phase, vm = name.split("/", 2)
+                    ended[host, vm] = VmiPhase(phase)
                 else:
                     gauges[host][name] = value
         troubles = list(self._layout.notes)

@@ -173,7 +173,7 @@ _VMS = TableSchema(
         ("arrival_ns", _I, "ns", "when it was asked for"),
         ("running_ns", _I, "ns", "when its first vCPU ran", "optional"),
         ("ended_ns", _I, "ns", "when it had ended: powered off, destroyed or refused", "optional"),
-        ("state", _T, "", "at the end: launching, running, ended, refused or failed"),
+        ("state", _T, "", "in the end: launching, running, ended, failed (a shutdown code), refused, waiting or lost"),
         ("reason", _T, "", "why it was refused or failed", "optional"),
         ("launch_digest", _T, "hex", "launch measurement", "optional"),
         ("launch_tcb", _T, "hex", "TCB version that firmware keeps of its launch; SEV_SNP only", "optional"),

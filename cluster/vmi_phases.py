@@ -15,6 +15,7 @@ from node.guest import GuestState
 
 if TYPE_CHECKING:
     from cluster.control_plane import ControlPlane
+    from node.guest import Guest
 
 
 class VmiPhase(StrEnum):
@@ -26,30 +27,32 @@ class VmiPhase(StrEnum):
     """A host was told to launch it, and has not said that it runs."""
     RUNNING = "running"
     SUCCEEDED = "succeeded"
-    """It powered itself off, and its time is not over."""
+    """It powered itself off, and its time is not over. That is final: its host may crash behind it."""
     FAILED = "failed"
-    """It went down with its host or in a move, or no host launched it that was told to."""
+    """It powered itself off with a shutdown code, went down with its host or in a move, or no host launched it that
+    was told to."""
 
 
-OF_ENDED: Mapping[GuestState, VmiPhase] = {
-    GuestState.STOPPED: VmiPhase.SUCCEEDED, GuestState.DESTROYED: VmiPhase.FAILED,
-}  # fmt: skip
-"""What it means that a machine is in such a state where the control plane still has a place for it."""
+def phase_of_ended(guest: Guest) -> VmiPhase | None:
+    """That of a machine which ended otherwise than by an order, as its host has it; None for any other."""
+    if guest.state is GuestState.STOPPED or (guest.state is GuestState.DESTROYED and guest.reason):
+        return VmiPhase.SUCCEEDED if guest.powered_off and not guest.shutdown_code else VmiPhase.FAILED
+    return None
 
 
-def vmi_phases(control: ControlPlane, ended: Mapping[tuple[str, str], GuestState], now_ns: int) -> dict[str, VmiPhase]:
+def vmi_phases(control: ControlPlane, ended: Mapping[tuple[str, str], VmiPhase], now_ns: int) -> dict[str, VmiPhase]:
     """Phases of all machines that do not run, and have a place or should have one at ``now_ns``.
 
-    ``ended`` are the states of ``OF_ENDED`` by host and machine, as the hosts have them.
+    ``ended`` are those of ``phase_of_ended`` by host and machine, as the hosts have them.
     """
     phases = {
         name: VmiPhase.FAILED if was_tried else VmiPhase.SCHEDULING
         for name, was_tried in control.without_place(now_ns)
     }
     for name, host in control.placement.places().items():
-        state = ended.get((host, name))
-        if state is not None:
-            phases[name] = OF_ENDED[state]
+        phase = ended.get((host, name))
+        if phase is not None:
+            phases[name] = phase
         elif name in control.launching:
             phases[name] = VmiPhase.SCHEDULED
     return phases

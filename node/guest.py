@@ -190,7 +190,9 @@ class Guest:
     unwanted: bool = False
     """Destroyed before its launch was through: it goes as soon as it has come."""
     reason: str = ""
+    powered_off: bool = False
     shutdown_code: int = 0
+    """With which it powered itself off."""
     operation_ns: int = 0
     operations: int = 0
     faults: int = 0

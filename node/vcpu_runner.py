@@ -584,7 +584,7 @@ class VcpuRunner:
     def _power_off(self, guest: Guest, code: int) -> None:
         self.stop(guest)
         guest.state = GuestState.STOPPED
-        guest.shutdown_code = code
+        guest.powered_off, guest.shutdown_code = True, code
         guest.ended_ns = self._clock.now_ns
         self._log.chain(guest.spec.name).record(self._clock.now_ns, HostEvent.STOPPED, code)
         guest.tell_parked()
