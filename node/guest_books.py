@@ -75,8 +75,8 @@ class GuestBooks(NamedTuple):
     def after(self, vcpus: Sequence[Vcpu], costs: Mapping[int, Sequence[PhaseCost]], chain: ChainEnd) -> GuestBooks:
         """The same books when these vCPUs have computed, at these prices, and done nothing else."""
         times = _not_zero(_spent_ns(self.lost_ns, vcpus, costs))
-        row_ns, body = self.row_ns, (*self[:_TIMES], times)
-        return tuple.__new__(GuestBooks, (*body, row_ns, *_of_vcpus(vcpus), chain, self.svsm, self.network))
+        books = (*self[:_TIMES], times, self.row_ns, *_of_vcpus(vcpus), chain, self.svsm, self.network)
+        return tuple.__new__(GuestBooks, books)
 
     def at(self, chain: ChainEnd) -> GuestBooks:
         """The same books with the digest chain elsewhere."""
