@@ -68,10 +68,7 @@ class LiveMigrations:
     down: dict[str, int] = field(default_factory=dict)
     """Hosts whose links are down, and for how many reasons."""
     is_whole: bool = True
-    """No link was down yet, and no host has crashed: who comes to send something need not ask whether there is a way.
-
-    That a source has lost a VM is no reason to ask: said before all of it was sent, it ends the move.
-    """
+    """No link was down yet, and no host has crashed. That a source has lost a VM ends the move, and asks nothing."""
     _cap_bytes_per_s: float = field(init=False)
     """What the settings let one move put on the wire."""
 
