@@ -24,7 +24,8 @@ class VmiPhase(StrEnum):
     SCHEDULING = "scheduling"
     """No host has room for it."""
     SCHEDULED = "scheduled"
-    """A host was told to launch it, and has not said that it runs."""
+    """A host was told to launch it, and has not said that it runs. Where nothing happens on hosts meanwhile the control
+    plane is ahead of them, and tells of machines that have a place before they come."""
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     """It powered itself off, and its time is not over. That is final: its host may crash behind it."""
