@@ -38,8 +38,8 @@ MOVES = 5
 DURATION_S = 600
 DIRTY_BYTES_PER_S = 100_000_000
 WRITTEN_SET_BYTES = 1 << 30
-MOST_IDLE_S = 4.0
-MOST_DIRTYING_S = 5.0
+MOST_IDLE_S = 3.0
+MOST_DIRTYING_S = 4.0
 _SHARE = 50
 """Hundredths of a vCPU that a guest computes which writes."""
 
