@@ -48,19 +48,27 @@ def that_says(areas):
     return Says
 
 
+def relayed(task, send):
+    """Run a task of a hypervisor's, each batch of which ``send`` hands on in its own way; what the task returns."""
+    answers = None
+    while True:
+        try:
+            batch = task.send(answers)
+        except StopIteration as end:
+            return end.value
+        answers = yield from send(batch)
+
+
 class Reorders(Hypervisor):
     """It writes control blocks from the last to the first."""
 
     def fill(self, spec, state):
-        task, answers = Hypervisor.fill(self, spec, state), None
-        while True:
-            try:
-                batch = task.send(answers)
-            except StopIteration as end:
-                return end.value
-            order = sorted(range(len(batch)), key=lambda at, batch=batch: _last_block_first(batch[at]))
-            found = yield tuple([batch[at] for at in order])
-            answers = tuple([answer for _, answer in sorted(zip(order, found, strict=True), key=lambda one: one[0])])
+        return (yield from relayed(Hypervisor.fill(self, spec, state), self._reordered))
+
+    def _reordered(self, batch):
+        order = sorted(range(len(batch)), key=lambda at: _last_block_first(batch[at]))
+        found = yield tuple([batch[at] for at in order])
+        return tuple([answer for _, answer in sorted(zip(order, found, strict=True), key=lambda one: one[0])])
 
 
 def _last_block_first(one):
@@ -71,32 +79,28 @@ class SharesAnArea(Hypervisor):
     """All vCPUs get the save area of the first."""
 
     def fill(self, spec, state):
-        task, answers, first = Hypervisor.fill(self, spec, state), None, []
-        while True:
-            try:
-                batch = task.send(answers)
-            except StopIteration as end:
-                entered, back = end.value
-                return entered._replace(save_areas=tuple(first * len(entered.save_areas))), back
-            first = first or [one.save_area_spa for one in batch if isinstance(one, op.VmcbWrite)][:1]
-            answers = yield tuple([
+        first = []
+
+        def shared(batch):
+            first[:] = first or [one.save_area_spa for one in batch if isinstance(one, op.VmcbWrite)][:1]
+            return (yield tuple([
                 replace(one, save_area_spa=first[0]) if isinstance(one, op.VmcbWrite) else one for one in batch
-            ])  # fmt: skip
+            ]))  # fmt: skip
+
+        entered, back = yield from relayed(Hypervisor.fill(self, spec, state), shared)
+        return entered._replace(save_areas=tuple(first * len(entered.save_areas))), back
 
 
 class ForgetsAVcpu(Hypervisor):
     """It writes no control block for the second vCPU."""
 
     def fill(self, spec, state):
-        task, answers = Hypervisor.fill(self, spec, state), None
-        while True:
-            try:
-                batch = task.send(answers)
-            except StopIteration as end:
-                return end.value
-            left_out = [isinstance(one, op.VmcbWrite) and one.vcpu == 1 for one in batch]
-            found = iter((yield tuple([one for one, out in zip(batch, left_out, strict=True) if not out])))
-            answers = tuple([None if out else next(found) for out in left_out])
+        return (yield from relayed(Hypervisor.fill(self, spec, state), self._all_but_one))
+
+    def _all_but_one(self, batch):
+        left_out = [isinstance(one, op.VmcbWrite) and one.vcpu == 1 for one in batch]
+        found = iter((yield tuple([one for one, out in zip(batch, left_out, strict=True) if not out])))
+        return tuple([None if out else next(found) for out in left_out])
 
 
 class ClearsAreas(Hypervisor):
